@@ -1,0 +1,46 @@
+# Two commands for a stranger: `make demo` and `make test`. Both install first and are quick when nothing changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+STAMP := .venv/.stamp
+REQUIREMENTS := requirements.txt requirements-nodeps.txt requirements-dev.txt constraints.txt
+export MUJOCO_GL ?= osmesa
+
+.PHONY: setup gl demo test simulators lint format clean
+
+setup: $(STAMP) gl
+
+$(STAMP): $(REQUIREMENTS)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "Temper needs Python 3.11, found: $$($(PYTHON) --version 2>&1). Install it (Debian 12: apt-get install python3.11" \
+	       "python3.11-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@[ -x $(PY) ] && $(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv || { \
+	  echo "Could not create .venv. On Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 2; }
+	$(PY) -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+gl: $(STAMP)
+	@$(PY) -m envs.install gl
+
+demo: setup
+	$(PY) launch.py demo
+
+simulators: setup
+	@$(PY) launch.py install libero
+	@$(PY) launch.py install robosuite15
+
+test: setup simulators
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m pyright
+
+format: $(STAMP)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
