@@ -1,0 +1,144 @@
+"""What crosses the border between simulators and everything else.
+
+Needs the standard library and numpy only and keeps to Python 3.8 syntax, because it is imported in simulator
+processes of that era. Letters: A action dim, P proprioception dim, Y,X image size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Mapping, Protocol, Tuple
+
+import numpy as np
+
+
+class EnvError(RuntimeError):
+    """An environment refused a request; the message says what was wrong, what was expected and the fix."""
+
+
+class BadState(EnvError):
+    """The simulator itself went wrong (a non-finite state, a lost context): the child is replaced."""
+
+
+class ResetNeeded(EnvError):
+    """`step` was called before `reset`, or after the episode had ended."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an environment offers and accepts. Everything is plain data, so it travels as JSON."""
+
+    env_id: str  # "<simulator>/<name>", for example "robosuite/Lift"
+    cameras: Dict[str, Tuple[int, int]]  # camera -> (Y, X); the order is the order policies see
+    proprio: Dict[str, str]  # name of each proprioception entry -> SI unit; its order is the vector's order
+    actions: Tuple[str, ...]  # name of each action entry
+    low: Tuple[float, ...]  # [A] smallest legal action, env units
+    high: Tuple[float, ...]  # [A] largest legal action, env units
+    control_hz: float
+    max_steps: int  # an episode is truncated after this many steps
+    tasks: Tuple[str, ...]  # names accepted by `reset`
+    action_convention: str  # for example "osc_pose_delta"; checkpoints refuse another one
+    num_actions: int = 0  # > 0: the action is one integer in [0, num_actions), and A = 1
+    privileged: Dict[str, Tuple[int, ...]] = field(default_factory=dict)  # name -> shape of simulator state
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.actions)
+
+    @property
+    def proprio_dim(self) -> int:
+        return len(self.proprio)
+
+    def to_json(self) -> Dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> EnvSpec:
+        return EnvSpec(
+            env_id=data["env_id"],
+            cameras={name: (int(size[0]), int(size[1])) for name, size in data["cameras"].items()},
+            proprio=dict(data["proprio"]),
+            actions=tuple(data["actions"]),
+            low=tuple(float(v) for v in data["low"]),
+            high=tuple(float(v) for v in data["high"]),
+            control_hz=float(data["control_hz"]),
+            max_steps=int(data["max_steps"]),
+            tasks=tuple(data["tasks"]),
+            action_convention=data["action_convention"],
+            num_actions=int(data["num_actions"]),
+            privileged={name: tuple(int(n) for n in shape) for name, shape in data["privileged"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """How to start an environment in a child process; the `env` group of the configuration."""
+
+    sim: Dict[str, Any]  # {"_target_": "envs.robosuite.Robosuite", **keyword arguments}
+    python: str = ""  # interpreter of the child; "" takes .venvs/<sim>/bin/python if it is there, else the present one
+    tasks: Tuple[str, ...] = ()  # the tasks to use; () takes all of the spec
+    step_deadline_s: float = 60.0  # a chunk or reset that takes longer counts as hung
+    open_deadline_s: float = 300.0  # likewise for starting the simulator
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One environment, one moment."""
+
+    images: Dict[str, np.ndarray]  # camera -> uint8 [Y, X, 3], RGB, row 0 on top; empty if not rendered
+    proprio: np.ndarray  # float32 [P]
+    instruction: str
+    privileged: Dict[str, np.ndarray]  # float64; for rewards, experts and tests, never for a policy
+
+
+@dataclass(frozen=True)
+class Step:
+    obs: Observation  # at the end of an episode this is the true final observation
+    reward: float  # the benchmark's own reward
+    terminated: bool  # the task ended
+    truncated: bool  # the clock ended
+    success: bool
+
+
+class Env(Protocol):
+    """What an adapter implements. Constructed in a child process with the keyword arguments of its YAML file."""
+
+    spec: EnvSpec
+
+    def reset(self, task: str, seed: int) -> Observation:
+        """Start an episode. The same task and seed give the same initial state. Raises EnvError on an unknown task."""
+        ...
+
+    def step(self, action: np.ndarray, render: bool = True) -> Step:
+        """Advance one control step; `action` [A] in env units. `render=False` leaves `obs.images` empty."""
+        ...
+
+    def render(self) -> Dict[str, np.ndarray]:
+        """Camera images of the present state, without advancing it."""
+        ...
+
+    def close(self) -> None:
+        """Free the simulator; calling it again does nothing."""
+        ...
+
+
+def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
+    """Return `action` [A] as float64, or raise EnvError naming the entry that is not finite or out of bounds."""
+    action = np.asarray(action, dtype=np.float64)
+    if action.shape != (spec.action_dim,):
+        raise EnvError(f"{spec.env_id}: action has shape {action.shape}, expected ({spec.action_dim},)")
+    bad = ~np.isfinite(action)
+    if bad.any():
+        name = spec.actions[int(np.flatnonzero(bad)[0])]
+        raise EnvError(f"{spec.env_id}: action '{name}' is not finite: {action.tolist()}; check the policy's output")
+    low, high = np.asarray(spec.low), np.asarray(spec.high)
+    outside = (action < low - 1e-6) | (action > high + 1e-6)
+    if outside.any():
+        i = int(np.flatnonzero(outside)[0])
+        raise EnvError(
+            f"{spec.env_id}: action '{spec.actions[i]}' = {action[i]:.6g} is outside [{low[i]:g}, {high[i]:g}]; "
+            "clip it, or check the action convention of the policy"
+        )
+    if spec.num_actions and action[0] != int(action[0]):
+        raise EnvError(f"{spec.env_id}: discrete action {action[0]!r} is not an integer")
+    return np.clip(action, low, high)
