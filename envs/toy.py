@@ -182,14 +182,17 @@ def _layout(rng: np.random.Generator) -> List[np.ndarray]:
 
 
 def _paint(image: np.ndarray, centre: np.ndarray, radius: float, colour: Tuple[int, int, int]) -> None:
-    """Draw a disc given in [-1, 1] coordinates with y up, touching only the box around it."""
+    """Draw a disc given in [-1, 1] coordinates with y up. Its edge is smooth, so that every movement shows."""
     height, width = image.shape[:2]
     x, y = (centre[0] + 1) / 2 * width - 0.5, (1 - centre[1]) / 2 * height - 0.5
     rx, ry = radius / 2 * width, radius / 2 * height
-    x0, x1 = max(int(x - rx), 0), min(int(x + rx) + 2, width)
-    y0, y1 = max(int(y - ry), 0), min(int(y + ry) + 2, height)
+    x0, x1 = max(int(x - rx) - 1, 0), min(int(x + rx) + 2, width)  # touch only the box around it
+    y0, y1 = max(int(y - ry) - 1, 0), min(int(y + ry) + 2, height)
     if x0 >= x1 or y0 >= y1:
         return
     across = ((np.arange(x0, x1) - x) / rx) ** 2
     down = ((np.arange(y0, y1) - y) / ry) ** 2
-    image[y0:y1, x0:x1][down[:, None] + across[None, :] <= 1.0] = colour
+    cover = (1.0 - np.sqrt(down[:, None, None] + across[None, :, None])) * min(rx, ry) + 0.5
+    np.clip(cover, 0.0, 1.0, out=cover)
+    box = image[y0:y1, x0:x1]
+    box[...] = box + cover * (np.asarray(colour) - box.astype(np.float64)) + 0.5
