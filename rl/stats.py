@@ -1,0 +1,83 @@
+"""Intervals and tests for success rates. Standard library only."""
+
+from collections.abc import Sequence
+from math import comb, sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the Wilson score interval of a success rate (1927): sound for few trials and rates near 0 and 1."""
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials: expected 0 <= successes <= trials")
+    if trials == 0:
+        return 0.0, 1.0
+    z, rate = _z(level), successes / trials
+    denominator = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / denominator
+    half = z * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / denominator
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return low, high
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Exact two-sided p-value that paired outcomes changed: a sign test on the pairs that differ."""
+    gained, lost = _discordant(before, after)
+    n = gained + lost
+    if n == 0:
+        return 1.0
+    tail = sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool], level: float = 0.95) -> Interval:
+    """Interval of the change in success rate of the same episodes (Newcombe 1998, method 10, on Wilson's limits).
+
+    Unlike the textbook interval it does not collapse to a point when all pairs that differ changed one way."""
+    gained, lost = _discordant(before, after)
+    n = len(before)
+    if n == 0:
+        return Interval(float("nan"), -1.0, 1.0)
+    both = sum(bool(b) and bool(a) for b, a in zip(before, after, strict=True))
+    neither = n - both - gained - lost
+    first, second = (both + lost) / n, (both + gained) / n
+    first_low, first_high = wilson(both + lost, n, level)
+    second_low, second_high = wilson(both + gained, n, level)
+    product = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    agreement = both * neither - gained * lost
+    if agreement > 0:  # his continuity correction
+        agreement = max(agreement - n / 2, 0)
+    phi = agreement / sqrt(product) if product else 0.0
+
+    def half(a: float, b: float) -> float:
+        return sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    change = second - first
+    low = change - half(second - second_low, first_high - first)
+    high = change + half(first - first_low, second_high - second)
+    return Interval(change, max(-1.0, low), min(1.0, high))
+
+
+def _discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
+    """Pairs that failed and then succeeded, and the other way round."""
+    if len(before) != len(after):
+        raise ValueError(
+            f"{len(before)} episodes before, {len(after)} after: pairs need the same episodes on both sides"
+        )
+    pairs = list(zip(before, after, strict=True))
+    return sum(bool(a) and not b for b, a in pairs), sum(bool(b) and not a for b, a in pairs)
+
+
+def _z(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"confidence level {level}: expected a number between 0 and 1, such as 0.95")
+    return NormalDist().inv_cdf(0.5 + level / 2)
