@@ -1,0 +1,316 @@
+"""The one policy class: encoder -> fusion (-> memory) -> chain of links over action chunks, and a critic.
+
+Which family it is (flow, diffusion, Gaussian, categorical) is its `kernel`, a node under `pretrained.chain`.
+
+    images, text, proprio --encoder, fusion--> condition [B, D] --network, kernel--> x_0 .. x_K --normaliser--> chunk
+                                                    '--critic--> value
+
+The encoder runs inside the gradient unless `frozen_encoder`; then `encode` stores its output instead of images.
+Letters as in `pretrained.types`; B rows are N, or N T when sequences are scored.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.build import build
+from envs.types import EnvSpec
+from pretrained import chain
+from pretrained.encoders import Encoder
+from pretrained.heads import Kernel
+from pretrained.networks import (
+    Critic,
+    FreeNoise,
+    GruMemory,
+    StateNoise,
+    random_shift,
+)
+from pretrained.normalize import ActionNormalizer, ProprioNormalizer
+from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
+
+NETWORKS = {
+    "mlp": {"_target_": "pretrained.networks.VelocityMlp"},
+    "transformer": {"_target_": "pretrained.networks.VelocityTransformer"},
+}
+PIXELS = {"_target_": "pretrained.encoders.PixelEncoder"}
+CONCAT = {"_target_": "pretrained.fusion.ConcatFusion"}
+
+
+class ChunkPolicy(nn.Module):
+    """A chain policy over action chunks. Meets `pretrained.types.Policy`."""
+
+    def __init__(
+        self,
+        *,
+        env: EnvSpec,
+        kernel: Mapping[str, Any],
+        horizon: int = 8,
+        execute: int | None = None,
+        history: int = 1,
+        cameras: Sequence[str] | None = None,
+        encoder: Mapping[str, Any] = PIXELS,
+        frozen_encoder: bool = False,
+        fusion: Mapping[str, Any] = CONCAT,
+        network: Mapping[str, Any] | str = "mlp",
+        width: int = 256,
+        critic_width: int = 256,
+        critic_detach: bool = True,
+        memory: str = "none",
+        normalize: str = "quantile",
+        binary: Sequence[int] = (),
+        quaternions: Sequence[Sequence[int]] | None = None,
+        augment: int = 4,
+        greedy_start: str = "sample",
+    ) -> None:
+        super().__init__()
+        self.kernel: Kernel = build(kernel)
+        execute = horizon if execute is None else execute
+        _check(env, self.kernel, horizon, execute, memory, greedy_start, cameras)
+        seen = {c: env.cameras[c] for c in (env.cameras if cameras is None else cameras)}
+        self.spec = PolicySpec(
+            cameras=seen,
+            proprio=tuple(env.proprio),
+            actions=env.actions,
+            low=env.low,
+            high=env.high,
+            action_convention=env.action_convention,
+            control_hz=env.control_hz,
+            num_actions=env.num_actions,
+            horizon=horizon,
+            execute=execute,
+            history=history,
+            links=self.kernel.steps,
+            memoryless=memory == "none",
+        )
+        self.augment, self.zero_start, self.critic_detach = augment, greedy_start == "zero", critic_detach
+        action_dim = env.action_dim
+        binary = sorted({*binary, *getattr(self.kernel, "binary", ())})
+        mode = "identity" if self.kernel.discrete else normalize
+        self.actions = ActionNormalizer(env.low, env.high, mode=mode, binary=binary)
+        self.proprio = ProprioNormalizer(self.spec.proprio, quaternions=quaternions)
+        self.encoder = build(encoder, cameras=seen)
+        self.towers = cast(Encoder, self.encoder)
+        self.frozen_encoder = frozen_encoder or self.towers.always_frozen
+        proprio_dim = history * env.proprio_dim
+        self.actor = nn.ModuleDict()
+        self.actor["fusion"] = build(
+            fusion,
+            image_dim=history * self.towers.image_dim,
+            text_dim=self.towers.text_dim,
+            proprio_dim=proprio_dim,
+            proprio=self.spec.proprio,
+            width=width,
+        )
+        if memory == "gru":
+            self.actor["memory"] = GruMemory(width, width)
+        node = NETWORKS[network] if isinstance(network, str) else network
+        sizes = {"horizon": horizon, "action_dim": action_dim, "cond_dim": width}
+        outputs = env.num_actions if self.kernel.discrete else action_dim
+        self.actor["network"] = build({"width": width, **node}, outputs=outputs, **sizes)
+        self.noise: nn.Module | None = None
+        if self.kernel.noise_head == "state":
+            self.noise = StateNoise(**sizes)
+        elif self.kernel.noise_head == "free":
+            self.noise = FreeNoise(horizon=horizon, action_dim=action_dim)
+        self.critic = Critic(width + proprio_dim, width=critic_width)
+        if self.frozen_encoder:
+            self.encoder.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.actions.low.device
+
+    # --- observations -> features -> condition ---
+
+    @torch.no_grad()
+    def encode(self, obs: ObsBatch) -> Features:
+        """Checked tensors: images (or, with a frozen encoder, their vectors), proprioception, instruction, hints."""
+        x: Features = {"proprio": self._proprio(obs)}
+        images = {c: self._image(obs, c, size) for c, size in self.spec.cameras.items()}
+        tokens = self.towers.tokens(obs.texts).to(self.device)
+        if self.frozen_encoder:
+            n, steps = x["proprio"].shape[:2]
+            flat = {c: v.flatten(0, 1) for c, v in images.items()}
+            pooled = self.towers.embed_images(flat) if flat else x["proprio"].new_zeros(n * steps, 0)
+            x["pooled"] = pooled.view(n, -1).float()
+            x["text"] = self.towers.embed_text(tokens).float()
+        else:
+            x |= {f"image/{c}": v for c, v in images.items()}
+            x["tokens"] = tokens
+        return x | {f"hint/{k}": v.to(self.device) for k, v in obs.hints.items()}
+
+    def _proprio(self, obs: ObsBatch) -> Tensor:
+        proprio = _tensor(obs.proprio, self.device).float()
+        expected = (len(obs), self.spec.history, len(self.spec.proprio))
+        if tuple(proprio.shape) != expected:
+            raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected {expected}, [N, L, P]")
+        if not bool(torch.isfinite(proprio).all()):
+            row, _, entry = (int(i) for i in (~torch.isfinite(proprio)).nonzero()[0])
+            name = self.spec.proprio[entry]
+            raise ValueError(f"proprioception '{name}' of row {row} is not finite; check the simulator's state")
+        return proprio
+
+    def _image(self, obs: ObsBatch, camera: str, size: tuple[int, int]) -> Tensor:
+        if camera not in obs.images:
+            raise ValueError(
+                f"camera '{camera}' is missing; expected {list(self.spec.cameras)}, got {list(obs.images)}"
+            )
+        image = _tensor(obs.images[camera], self.device)
+        expected = (len(obs), self.spec.history, *size, 3)
+        if image.dtype != torch.uint8 or tuple(image.shape) != expected:
+            raise ValueError(
+                f"camera '{camera}': expected uint8 {expected}, [N, L, Y, X, 3], got {image.dtype} "
+                f"{tuple(image.shape)}; set the camera size of the environment to that of the policy"
+            )
+        return image
+
+    def _condition(self, x: Features) -> tuple[Tensor, Tensor]:
+        """Features [B, ...] -> fused [B, D] and z-scored proprioception [B, L P]."""
+        proprio = self.proprio(x["proprio"]).flatten(1)
+        if self.frozen_encoder:
+            pooled, text = x["pooled"], x["text"]
+        else:
+            b, steps = x["proprio"].shape[:2]
+            images = {c: x[f"image/{c}"].flatten(0, 1) for c in self.spec.cameras}
+            pooled = self.towers.embed_images(images).view(b, -1) if images else proprio.new_zeros(b, 0)
+            text = self.towers.embed_text(x["tokens"])
+        return self.actor["fusion"](pooled, text, proprio), proprio
+
+    def _value(self, cond: Tensor, proprio: Tensor) -> Tensor:
+        """With `critic_detach` the critic learns from the actor's condition without shaping it."""
+        cond = cond.detach() if self.critic_detach else cond
+        return self.critic(torch.cat([cond.float(), proprio], -1)).float()
+
+    def run_network(self, inputs: Tensor, time: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Network and noise head, as `pretrained.chain` calls them; float32 whatever autocast does inside."""
+        out = self.actor["network"](inputs, time, cond).float()
+        return out, None if self.noise is None else self.noise(time, cond).float()
+
+    # --- the policy protocol ---
+
+    def initial_memory(self, n: int) -> Memory:
+        """Zeros, or nothing."""
+        return {} if self.spec.memoryless else {"h": torch.zeros(n, self.actor["memory"].width, device=self.device)}
+
+    @torch.no_grad()
+    def act(self, x: Features, memory: Memory, rng: Rng, greedy: bool = False) -> tuple[Decision, Memory]:
+        """Decide for N rows."""
+        cond, proprio = self._condition(x)
+        cond, memory = self._remember(cond, memory)
+        drawn = chain.sample(
+            self.kernel,
+            self.run_network,
+            cond,
+            (self.spec.horizon, self.spec.action_dim),
+            rng,
+            execute=self.spec.execute,
+            greedy=greedy,
+            zero_start=self.zero_start,
+        )
+        last = drawn.trace[:, -1]
+        chunk = last.long() if self.kernel.discrete else self.actions.decode(last)
+        return Decision(chunk, drawn.trace, drawn.log_prob, drawn.active, self._value(cond, proprio)), memory
+
+    def _remember(self, cond: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        if self.spec.memoryless:
+            return cond, memory
+        cond, h = self.actor["memory"](cond, memory["h"])
+        return cond, {"h": h}
+
+    def evaluate(
+        self, x: Features, trace: Tensor, starts: Tensor, memory: Memory, links: Tensor | None = None
+    ) -> Evaluation:
+        """Score recorded decisions [N, T]."""
+        n, t = trace.shape[:2]
+        cond, proprio = self._condition({k: v.flatten(0, 1) for k, v in x.items()})
+        if not self.spec.memoryless:
+            cond = self.actor["memory"].sequence(cond.unflatten(0, (n, t)), starts, memory["h"]).flatten(0, 1)
+        scores, entropy = chain.score(
+            self.kernel,
+            self.run_network,
+            cond,
+            trace.flatten(0, 1),
+            execute=self.spec.execute,
+            links=None if links is None else links.flatten(0, 1),
+        )
+        value = self._value(cond, proprio)
+        return Evaluation(scores.unflatten(0, (n, t)), entropy.view(n, t), value.view(n, t))
+
+    @torch.no_grad()
+    def value(self, x: Features, memory: Memory) -> Tensor:
+        """[N], without deciding."""
+        cond, proprio = self._condition(x)
+        return self._value(self._remember(cond, memory)[0], proprio)
+
+    def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Loss of a batch of windows; images are shifted at random unless the encoder is frozen."""
+        x = self.encode(demo.obs)
+        if self.augment and not self.frozen_encoder:
+            for c in self.spec.cameras:
+                image = x[f"image/{c}"]
+                x[f"image/{c}"] = random_shift(image.flatten(0, 1), self.augment, rng).view_as(image)
+        return self.imitation_loss_of(x, demo.actions.to(self.device), demo.is_pad.to(self.device), rng)
+
+    def imitation_loss_of(
+        self, x: Features, actions: Tensor, is_pad: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """As `imitation_loss`, from features: with a frozen encoder they can be computed once for a whole data set."""
+        if not bool(torch.isfinite(actions).all()):
+            raise ValueError("demonstrated actions are not finite; drop the broken episodes")
+        cond, _ = self._condition(x)
+        cond, _ = self._remember(cond, self.initial_memory(len(cond)))
+        target = actions.float() if self.kernel.discrete else self.actions.encode(actions.float())
+        lesson = self.kernel.lesson(target, rng)
+        out = self.actor["network"](lesson.input[:, None], lesson.time[:, None], cond)[:, 0].float()
+        terms = self.kernel.loss(out, lesson.target)
+        keep = (~is_pad)[..., None].to(terms.dtype).expand_as(terms)
+        loss = (terms * keep).sum() / keep.sum().clamp(min=1)
+        return loss, {"imitation_loss": float(loss.detach())}
+
+    def forward(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
+        """`imitation_loss`, for wrappers that call the module."""
+        return self.imitation_loss(demo, rng)
+
+    def fit_normalizers(self, actions: Tensor, proprio: Tensor) -> None:
+        """Set the normaliser buffers from all demonstrated actions [M, A] and proprioception [M, P]."""
+        self.actions.fit(actions.to(self.device))
+        self.proprio.fit(proprio.to(self.device))
+
+
+def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """On `device`, and never a view of the caller's buffer, which the simulator may overwrite."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+        return value.clone() if device.type == "cpu" else value.to(device)
+    return value.to(device)
+
+
+def _check(
+    env: EnvSpec,
+    kernel: Kernel,
+    horizon: int,
+    execute: int,
+    memory: str,
+    greedy_start: str,
+    cameras: Sequence[str] | None,
+) -> None:
+    name = type(kernel).__name__
+    if kernel.discrete != (env.num_actions > 0):
+        kind = f"{env.num_actions} discrete actions" if env.num_actions else "continuous actions"
+        need = "pretrained.chain.Categorical" if env.num_actions else "a continuous kernel, such as FlowNoise"
+        raise ValueError(f"{env.env_id} has {kind}, but the kernel is {name}; use {need}")
+    if env.num_actions and horizon != 1:
+        raise ValueError(f"{env.env_id} has discrete actions: expected horizon 1, got {horizon}")
+    if not 1 <= execute <= horizon:
+        raise ValueError(f"expected 1 <= execute <= horizon, got execute={execute}, horizon={horizon}")
+    if memory not in ("none", "gru"):
+        raise ValueError(f"memory '{memory}' is unknown; expected none or gru")
+    if greedy_start not in ("sample", "zero"):
+        raise ValueError(f"greedy_start '{greedy_start}' is unknown; expected sample or zero")
+    missing = [c for c in cameras or () if c not in env.cameras]
+    if missing:
+        raise ValueError(f"cameras {missing} are not in {env.env_id}; it has {list(env.cameras)}")
