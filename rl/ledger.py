@@ -1,0 +1,112 @@
+"""An append-only account of a run: episodes, failures, restarts and cost, one JSON line each.
+
+Several processes may append to one file: each record is a single `write` to a file opened with O_APPEND, which Linux
+keeps whole for local files. A run that was killed may leave a torn last line; readers skip it and writers start a new
+line after it. Episode numbers are started when the simulator is asked for a first observation, and end either as
+`finished` (a result, success or not) or as `failed` (the simulator broke); what remains is in flight.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a ledger adds up to. Always: started = finished + failed + in_flight."""
+
+    started: int
+    finished: int
+    failed: int
+    in_flight: int
+    restarts: Mapping[str, int]  # cause -> count
+    env_steps: int
+
+    @property
+    def balanced(self) -> bool:
+        return self.in_flight >= 0 and self.started == self.finished + self.failed + self.in_flight
+
+
+class Ledger:
+    """Appends records to a file. Safe to open from several processes."""
+
+    def __init__(self, path: Path, *, fsync: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.fsync = path, fsync
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # close the line that a killed writer tore
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, event: str, /, **fields: Any) -> None:
+        """Append one record. `event` is a free word; `account` knows started, finished, failed, restarted."""
+        self.write_many([{"event": event, **fields}])
+
+    def write_many(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append records in one system call."""
+        now = round(time.time(), 3)
+        text = "".join(json.dumps({"time": now, **r}, allow_nan=False) + "\n" for r in records)
+        if not text:
+            return
+        raw = text.encode()
+        if os.write(self._file, raw) != len(raw):
+            raise OSError(f"could not append all of a record to {self.path}: is the disk full?")
+        if self.fsync:
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; calling it again does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file, oldest first; nothing if there is no file.
+
+    A line that a killed writer tore is skipped where it can occur: at the end, or before a writer that resumed."""
+    if not path.exists():
+        return
+    with path.open("rb") as f:
+        for line in f:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def account(records: Iterable[Mapping[str, Any]]) -> Account:
+    """Add up records. `started` may carry `count`; `finished` and `failed` may carry `length` in environment steps.
+
+    A resumed run writes `resumed`: episodes that were in flight when it was killed are lost, and count as failed."""
+    started = finished = failed = steps = 0
+    restarts: Counter[str] = Counter()
+    for r in records:
+        event, count = r.get("event"), int(r.get("count", 1))
+        if event == "started":
+            started += count
+        elif event == "finished":
+            finished += count
+        elif event == "failed":
+            failed += count
+        elif event == "resumed":
+            failed += max(0, started - finished - failed)
+        elif event == "restarted":
+            restarts[str(r.get("cause", "unknown"))] += count
+        if event in ("finished", "failed"):
+            steps += int(r.get("length", 0))
+    return Account(started, finished, failed, started - finished - failed, dict(restarts), steps)

@@ -1,0 +1,91 @@
+"""The account balances, survives torn lines, and stays whole with several writers."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from rl.ledger import Ledger, account, read
+
+
+def test_account_balances(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "runs" / "ledger.jsonl", fsync=True) as ledger:
+        ledger.write("started", count=4)
+        ledger.write("finished", success=True, length=12)
+        ledger.write("finished", success=False, length=30)
+        ledger.write_many([{"event": "failed", "length": 5}, {"event": "restarted", "cause": "crashed(SIGKILL)"}])
+        ledger.write("restarted", cause="hung(60s)")
+        ledger.write("anything", note="ignored by the account")
+    total = account(read(tmp_path / "runs" / "ledger.jsonl"))
+    assert (total.started, total.finished, total.failed, total.in_flight) == (4, 2, 1, 1)
+    assert total.restarts == {"crashed(SIGKILL)": 1, "hung(60s)": 1}
+    assert total.env_steps == 47
+    assert total.balanced
+
+
+def test_account_notices_what_cannot_be() -> None:
+    assert not account([{"event": "finished"}]).balanced
+
+
+def test_resume_counts_what_was_in_flight_as_failed() -> None:
+    records = [{"event": "started", "count": 3}, {"event": "finished"}, {"event": "resumed"}, {"event": "started"}]
+    total = account(records)
+    assert (total.started, total.finished, total.failed, total.in_flight) == (4, 1, 2, 1)
+
+
+@pytest.mark.parametrize("torn", [b'{"event": "fini', b'{"event": "finished", "text": "\xff', b"\0\0\0"])
+def test_torn_line_is_skipped_and_closed(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).write("started")
+    with path.open("ab") as f:
+        f.write(torn)
+    assert [r["event"] for r in read(path)] == ["started"]
+    with Ledger(path) as ledger:
+        ledger.write("finished")
+    assert [r["event"] for r in read(path)] == ["started", "finished"]
+
+
+def test_missing_file_and_bad_number(tmp_path: Path) -> None:
+    assert list(read(tmp_path / "none.jsonl")) == []
+    with Ledger(tmp_path / "ledger.jsonl") as ledger, pytest.raises(ValueError, match="JSON"):
+        ledger.write("finished", reward=float("nan"))
+    assert list(read(tmp_path / "ledger.jsonl")) == []
+    ledger.close()
+
+
+def _writer(path: Path, name: int, count: int) -> None:
+    with Ledger(path) as ledger:
+        for i in range(count):
+            ledger.write("started", writer=name, number=i, padding="x" * 300)
+
+
+def test_several_writers_tear_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_writer, args=(path, k, 400)) for k in range(4)]
+    for w in writers:
+        w.start()
+    for w in writers:
+        w.join()
+    records = list(read(path))
+    assert len(records) == len(path.read_bytes().splitlines()) == 1600
+    for k in range(4):
+        assert [r["number"] for r in records if r["writer"] == k] == list(range(400))
+
+
+def test_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    writer = multiprocessing.get_context("fork").Process(target=_writer, args=(path, 0, 10**9))
+    writer.start()
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.stat().st_size > 20_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert writer.pid
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    numbers = [r["number"] for r in read(path)]
+    assert len(numbers) > 20
+    assert numbers == list(range(len(numbers)))
