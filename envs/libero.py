@@ -1,0 +1,376 @@
+"""LIBERO: five suites, 130 language-instructed tasks of a Panda arm, on robosuite 1.4.
+
+What a policy sees here, and how it differs from LIBERO's own files: images are RGB with row 0 on top, which is the
+vertical flip of the images that LIBERO renders and stores (readers of its HDF5 files must flip them: `image[::-1]`);
+left and right are as stored. The gripper action is -1 to open, +1 to close. The instruction is the benchmark's, from
+the task name; the one inside the BDDL file is worded differently. Observations are those of the stock environment to
+the bit, including that it samples them 1 of 25 substeps before the end of a control step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from envs.libero_assets import (
+    cache_root,
+    find_assets,
+    language,
+    package_folder,
+    read_init_states,
+    suite_tasks,
+    without_srgb,
+)
+from envs.mujoco_arm import Arm, import_robosuite, seeded
+from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
+
+# Steps after which published evaluations stop an episode.
+MAX_STEPS = {"libero_spatial": 240, "libero_object": 280, "libero_goal": 320, "libero_10": 520, "libero_90": 400}
+ACTIONS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+PROPRIO = {
+    **{f"eef_{axis}": "m" for axis in "xyz"},
+    **{f"eef_q{axis}": "1" for axis in "xyzw"},
+    "finger_0": "m",
+    "finger_1": "m",
+}
+WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stay, hand open: the benchmark's settling action
+PLACEMENT_TRIES = 20  # robosuite's placement sampler gives up now and then
+
+
+class Libero:
+    """One suite. Tasks are compiled on first use; the last `kept_models` of them stay in memory."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "libero_object",
+        cameras: Optional[Mapping[str, Sequence[int]]] = None,
+        render_quality: str = "exact",
+        max_steps: Optional[int] = None,
+        settle_steps: int = 10,
+        init: str = "bundled",
+        strip_srgb: bool = True,
+        kept_models: int = 2,
+    ) -> None:
+        """`cameras` maps a camera to (Y, X).
+
+        `init: bundled` starts from the benchmark's stored state number `seed % 50`; positions of fixtures (cabinet,
+        stove), which those states lack, come from the seed. `init: sampled` draws everything from the seed.
+        `strip_srgb` removes a colour tag from four textures, so that images do not depend on MuJoCo's version.
+        """
+        if cameras is None:
+            cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
+        if init not in ("bundled", "sampled"):
+            raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
+        tasks = suite_tasks(name)
+        self._suite, self._quality, self._init = name, render_quality, init
+        self._settle, self._kept = int(settle_steps), max(1, int(kept_models))
+        self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
+        assets = find_assets()
+        self._assets = without_srgb(assets) if strip_srgb else assets
+        self._state_size = max(_stored_states(name, task).shape[1] for task in tasks)
+        self._scenes: OrderedDict[str, _Scene] = OrderedDict()
+        self._scene: Optional[_Scene] = None
+        self._closed = self._running = False
+        self._steps = 0
+        first = self._load(tasks[0])
+        first.arm.reset(0)
+        first.begin()
+        privileged = self._privileged(first, success=False)
+        self.spec = EnvSpec(
+            env_id=f"libero/{name}",
+            cameras=self._cameras,
+            proprio=dict(PROPRIO),
+            actions=ACTIONS,
+            low=(-1.0,) * 7,
+            high=(1.0,) * 7,
+            control_hz=20.0,
+            max_steps=int(max_steps or MAX_STEPS[name]),
+            tasks=tasks,
+            action_convention="osc_pose_delta",
+            privileged={key: tuple(value.shape) for key, value in privileged.items()},
+        )
+
+    def reset(self, task: str, seed: int) -> Observation:
+        """Start an episode; `task` is a task's name or its number in the suite."""
+        self._check_open()
+        task = self._resolve(task)
+        self._running = False
+        scene = self._scene = self._load(task)
+        _place(scene.arm, int(seed))
+        if self._init == "bundled":
+            states = _stored_states(self._suite, task)
+            scene.arm.set_state(states[int(seed) % len(states)])
+            scene.arm.env._post_process()  # for example a stove that is on looks so
+        scene.begin()
+        for _ in range(self._settle):
+            scene.arm.step(WAIT, observe=scene.look, observe_after=self._observe_after(scene))
+        scene.start()
+        self._running, self._steps = True, 0
+        return self._observe(scene, success=False, render=True)
+
+    def step(self, action: np.ndarray, render: bool = True) -> Step:
+        """Advance one control step (1/20 s)."""
+        self._check_open()
+        if not self._running or self._scene is None:
+            raise ResetNeeded(f"{self.spec.env_id}: there is no running episode; call reset first")
+        scene, action = self._scene, check_action(self.spec, action)
+        self._running = False  # stays so if the simulation fails
+        reward = scene.arm.step(action, observe=scene.look, observe_after=self._observe_after(scene))
+        self._steps += 1
+        success = reward > 0.0  # LIBERO pays 1 exactly when the goal holds, and calls that `done`
+        truncated = self._steps >= self.spec.max_steps and not success
+        self._running = not (success or truncated)
+        obs = self._observe(scene, success=success, render=render)
+        return Step(obs, float(reward), success, truncated, success)
+
+    def render(self) -> Dict[str, np.ndarray]:
+        """Camera images of the moment that the last observation shows."""
+        self._check_open()
+        if self._scene is None:
+            raise ResetNeeded(f"{self.spec.env_id}: there is nothing to render before the first reset")
+        return self._scene.render()
+
+    def close(self) -> None:
+        """Free the simulators; calling it again does nothing."""
+        self._closed, self._running, self._scene = True, False, None
+        while self._scenes:
+            self._scenes.popitem()[1].arm.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EnvError(f"{self.spec.env_id}: the environment is closed; make a new one")
+
+    def _observe_after(self, scene: _Scene) -> int:
+        """The substep at which the stock environment samples: loading a stored state shifts its clock by one."""
+        return scene.arm.substeps - 1 if self._init == "bundled" else 0
+
+    def _resolve(self, task: str) -> str:
+        tasks = self.spec.tasks
+        if task in tasks:
+            return task
+        if task.isdigit() and int(task) < len(tasks):
+            return tasks[int(task)]
+        near = difflib.get_close_matches(task, tasks, 1, 0.0)[0]
+        raise EnvError(
+            f"{self.spec.env_id}: unknown task '{task}'; expected a number below {len(tasks)} or a name such as '{near}'"
+        )
+
+    def _load(self, task: str) -> _Scene:
+        """The compiled scene of a task; the one unused for longest makes room."""
+        if task not in self._scenes:
+            while len(self._scenes) >= self._kept:
+                self._scenes.popitem(last=False)[1].arm.close()
+            env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
+            self._scenes[task] = _Scene(env, Arm(env, cameras=self._cameras, quality=self._quality), language(task))
+        self._scenes.move_to_end(task)
+        return self._scenes[task]
+
+    def _observe(self, scene: _Scene, *, success: bool, render: bool) -> Observation:
+        privileged = self._privileged(scene, success=success)
+        proprio = np.concatenate([privileged[key] for key in ("eef_pos", "eef_quat", "gripper_qpos")])
+        images = scene.render() if render else {}
+        return Observation(images, proprio.astype(np.float32), scene.instruction, privileged)
+
+    def _privileged(self, scene: _Scene, *, success: bool) -> Dict[str, np.ndarray]:
+        out = dict(scene.robot)
+        out.update(scene.read(success=success))
+        state = scene.arm.state()  # tasks differ in its length: padded with zeros to the longest of the suite
+        out["state"] = np.pad(state, (0, self._state_size - len(state)))
+        out["state_size"] = np.array([float(len(state))])
+        return out
+
+
+class _Scene:
+    """A compiled task: its simulator, what the stock environment would have observed, its goal and progress."""
+
+    # What rendering and the robot's observations read, as MuJoCo's data has it.
+    SEEN = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
+            "xpos", "xmat")  # fmt: skip
+
+    def __init__(self, env: Any, arm: Arm, instruction: str) -> None:
+        self.arm, self.instruction, self._env = arm, instruction, env
+        self._goals: List[List[str]] = env.parsed_problem["goal_state"]
+        self._live = [getattr(arm.data, name) for name in self.SEEN]
+        self._seen = [array.copy() for array in self._live]
+        self.robot = arm.robot_state()
+        self._starts: Dict[str, Tuple[float, float]] = {}
+
+    def look(self) -> None:
+        """Take the observation now; the simulation may go on before it is asked for."""
+        for seen, live in zip(self._seen, self._live):
+            np.copyto(seen, live)
+        self.robot = self.arm.robot_state()
+
+    def begin(self) -> None:
+        """Observe the state that was just loaded."""
+        self.look()
+        self.start()
+
+    def start(self) -> None:
+        """Remember where things are, for `progress`: height, and distance to the goal, of what each goal moves."""
+        self._starts = {}
+        for goal in self._goals:
+            low, high = self._box(goal[1])
+            self._starts[str(goal)] = (float(low[2]), float(np.linalg.norm(((low + high) / 2 - self._place(goal))[:2])))
+
+    def render(self) -> Dict[str, np.ndarray]:
+        """Images of the moment last looked at."""
+        now = [array.copy() for array in self._live]
+        try:
+            for seen, live in zip(self._seen, self._live):
+                np.copyto(live, seen)
+            return self.arm.render()
+        finally:
+            for array, live in zip(now, self._live):
+                np.copyto(live, array)
+
+    def read(self, *, success: bool) -> Dict[str, np.ndarray]:
+        """Privileged entries about the first goal that does not hold yet (the last one if all do)."""
+        done = [bool(self._env._eval_predicate(goal)) for goal in self._goals]
+        goal = self._goals[done.index(False)] if False in done else self._goals[-1]
+        low, high = self._box(goal[1])
+        goal_low, goal_high = self._box(self._container(goal))
+        place = self._place(goal)
+        part = 0.0 if all(done) else self._part(goal, low, high, place)
+        return {
+            "target_low": low,
+            "target_high": high,
+            "goal_pos": place,
+            "goal_low": goal_low,
+            "goal_high": goal_high,
+            "progress": np.array([1.0 if success else (sum(done) + part) / len(done)]),
+        }
+
+    def _part(self, goal: Sequence[str], low: np.ndarray, high: np.ndarray, place: np.ndarray) -> float:
+        """A potential in [0, 0.9] for one goal: reach, lift, carry. Goals about doors and knobs count the reach."""
+        centre = (low + high) / 2
+        reach = 1.0 - float(np.tanh(5.0 * np.linalg.norm(centre - self.robot["eef_pos"])))
+        if len(goal) < 3:
+            return 0.3 * reach
+        height, distance = self._starts[str(goal)]
+        over = float(np.clip(1.0 - np.linalg.norm((centre - place)[:2]) / max(distance, 1e-6), 0.0, 1.0))
+        lifted = float(np.clip((low[2] - height) / 0.08, 0.0, 1.0))
+        return 0.2 * reach + 0.3 * max(lifted, over) + 0.4 * over  # over the goal it has to come down again
+
+    def _place(self, goal: Sequence[str]) -> np.ndarray:
+        """Where the thing has to go: the centre of the region or object that the goal names last."""
+        name, env = goal[-1], self._env
+        if name in env.object_sites_dict:
+            return np.array(env.sim.data.get_site_xpos(name))
+        return np.array(env.sim.data.body_xpos[env.obj_body_id[name]])
+
+    def _container(self, goal: Sequence[str]) -> str:
+        """The object that the goal's region belongs to, or the region itself."""
+        site = self._env.object_sites_dict.get(goal[-1])
+        parent = getattr(site, "parent_name", None)
+        return parent if parent in self._env.obj_body_id else goal[-1]
+
+    def _box(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """World-axis box of an object's collision shapes; a point for regions and for objects without any."""
+        env = self._env
+        if name in env.object_sites_dict:
+            point = np.array(env.sim.data.get_site_xpos(name))
+            return point, point.copy()
+        geoms = getattr(env.get_object(name), "contact_geoms", None)
+        if geoms:
+            return self.arm.bounds(geoms)
+        point = np.array(env.sim.data.body_xpos[env.obj_body_id[name]])
+        return point, point.copy()
+
+
+def _place(arm: Arm, seed: int) -> None:
+    """Reset with a placement drawn from the seed; a draw that finds no room is repeated with a derived seed."""
+    from robosuite.utils.errors import RandomizationError  # type: ignore[import-not-found]
+
+    for attempt in range(PLACEMENT_TRIES):
+        with contextlib.suppress(RandomizationError):
+            arm.reset(seed + attempt * 1_000_003)
+            return
+    raise EnvError(f"no free placement of the objects found in {PLACEMENT_TRIES} draws for seed {seed}; take another")
+
+
+def _stored_states(suite: str, task: str) -> np.ndarray:
+    return read_init_states(package_folder() / "init_files" / suite / f"{task}.pruned_init")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the packages' notes off standard output."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def import_libero(assets: Path) -> Any:
+    """Import `libero.libero.envs` so that it neither asks questions nor downloads, and uses these assets.
+
+    At its first import LIBERO writes `~/.libero/config.yaml` after asking for paths on standard input. It gets a
+    private configuration in our cache instead. `libero.libero.benchmark` is never imported: it needs torch.
+    """
+    import_robosuite()
+    if "libero.libero" not in sys.modules:
+        os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(package_folder(), assets))
+    try:
+        with _quietly():
+            envs = importlib.import_module("libero.libero.envs")
+    except ImportError as e:
+        raise EnvError(
+            f"LIBERO cannot be imported by {sys.executable} ({e}); run `python launch.py install libero`, which "
+            "installs what envs/requirements/libero.txt lists"
+        ) from e
+    sys.modules["libero.libero"]._assets_path_cache = str(assets)  # type: ignore[attr-defined]  # where it looks first
+    return envs
+
+
+def _config_folder(package: Path, assets: Path) -> Path:
+    """A folder with a `config.yaml` for LIBERO; written once, complete or not at all."""
+    paths = {
+        "benchmark_root": str(package),
+        "bddl_files": str(package / "bddl_files"),
+        "init_states": str(package / "init_files"),
+        "datasets": str(cache_root() / "libero-datasets"),
+        "assets": str(assets),
+    }
+    text = json.dumps(paths)  # JSON is YAML
+    folder = cache_root() / "libero-config" / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if not (folder / "config.yaml").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=str(folder))
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(partial, str(folder / "config.yaml"))
+    return folder
+
+
+def _make(assets: Path, bddl: Path) -> Any:
+    """Compile a task's scene, without cameras of robosuite's own."""
+    envs = import_libero(assets)
+    robosuite = import_robosuite()
+    with _quietly(), seeded(0):
+        problem = importlib.import_module("libero.libero.envs.bddl_utils").get_problem_info(str(bddl))
+        return envs.TASK_MAPPING[problem["problem_name"]](
+            str(bddl),
+            robots=["Panda"],
+            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+            gripper_types="default",
+            initialization_noise=None,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            control_freq=20,
+            horizon=1000,
+            ignore_done=True,
+            hard_reset=False,
+        )
