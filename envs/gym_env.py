@@ -72,8 +72,8 @@ def parse(
     except ValueError as e:
         raise EnvError(f"'{env_id}': there is no simulator '{simulator}', which would be class {target}: {e}") from e
     sim = {"_target_": target, "name": match["name"], **kwargs}
-    deadlines = {"step_deadline_s": step_deadline_s, "open_deadline_s": open_deadline_s}
-    return EnvConfig(sim=sim, python=python, **deadlines), match["task"] or ""
+    config = EnvConfig(sim=sim, python=python, step_deadline_s=step_deadline_s, open_deadline_s=open_deadline_s)
+    return config, match["task"] or ""
 
 
 class SimEnv(gymnasium.Env[Observed, Any]):

@@ -4,7 +4,7 @@ In configuration: `reward: {success: {weight: 1.0, term: {_target_: rl.rewards.s
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +59,8 @@ def _entries(terms: Terms) -> list[tuple[str, float, Any]]:
     """(name, weight, term) of each; raises ValueError on a malformed or repeated entry."""
     entries: list[tuple[str, float, Any]] = []
     seen: set[str] = {"total"}
-    for name, entry in terms.items() if isinstance(terms, Mapping) else terms:
+    pairs = cast("Iterable[tuple[str, Any]]", terms.items() if isinstance(terms, Mapping) else terms)
+    for name, entry in pairs:
         if name in seen:
             what = "is reserved" if name == "total" else "appears twice"
             raise ValueError(f"reward name '{name}' {what}; give every term a name of its own")
