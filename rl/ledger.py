@@ -2,8 +2,7 @@
 
 Several processes may append to one file: each record is a single `write` to a file opened with O_APPEND, which Linux
 keeps whole for local files. A run that was killed may leave a torn last line; readers skip it and writers start a new
-line after it. Episode numbers are started when the simulator is asked for a first observation, and end either as
-`finished` (a result, success or not) or as `failed` (the simulator broke); what remains is in flight.
+line after it.
 """
 
 import json
@@ -51,7 +50,7 @@ class Ledger:
         self.close()
 
     def write(self, event: str, /, **fields: Any) -> None:
-        """Append one record. `event` is a free word; `account` knows started, finished, failed, restarted."""
+        """Append one record. `event` is a free word; see `account` for those that count."""
         self.write_many([{"event": event, **fields}])
 
     def write_many(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -90,23 +89,35 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def account(records: Iterable[Mapping[str, Any]]) -> Account:
-    """Add up records. `started` may carry `count`; `finished` and `failed` may carry `length` in environment steps.
+    """Add up records.
 
-    A resumed run writes `resumed`: episodes that were in flight when it was killed are lost, and count as failed."""
+    `started` may carry `count`. An `episode` is finished, or failed if it says `valid: false`; its `cause` is then that
+    of the simulator's restart. Events named `*_restart` are restarts of workers. A resumed run writes `resumed`:
+    episodes that were in flight when it was killed count as failed. A ledger without any `started` knows of none in
+    flight.
+    """
     started = finished = failed = steps = 0
+    told = False
     restarts: Counter[str] = Counter()
     for r in records:
-        event, count = r.get("event"), int(r.get("count", 1))
+        event, count = str(r.get("event")), int(r.get("count", 1))
         if event == "started":
-            started += count
-        elif event == "finished":
-            finished += count
-        elif event == "failed":
-            failed += count
-        elif event == "resumed":
-            failed += max(0, started - finished - failed)
-        elif event == "restarted":
-            restarts[str(r.get("cause", "unknown"))] += count
-        if event in ("finished", "failed"):
+            started, told = started + count, True
+        elif event == "episode":
             steps += int(r.get("length", 0))
+            if r.get("valid", True):
+                finished += 1
+            else:
+                failed += 1
+                restarts[_kind(r)] += 1
+        elif event == "resumed" and told:
+            failed = started - finished
+        elif event.endswith("_restart"):
+            restarts[f"{event.removesuffix('_restart')} {_kind(r)}"] += count
+    started = started if told else finished + failed
     return Account(started, finished, failed, started - finished - failed, dict(restarts), steps)
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """`hung` of `hung: no answer within 60 s`: causes add up only without their details."""
+    return str(record.get("cause") or "unknown").split(":")[0].strip()

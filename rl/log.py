@@ -18,10 +18,9 @@ from typing import Any
 from rl.ledger import Ledger, read
 
 LOG = logging.getLogger("temper")
-AXES = ("iteration", "env_steps", "wall_s")
 
 
-class Log:
+class RunLog:
     """Writes metrics of a run to all its destinations, and remembers the last ones.
 
     A destination that fails (a full disk for TensorBoard, no network for wandb) is dropped with a warning: training
@@ -48,7 +47,7 @@ class Log:
         self._tensorboard = self._open("tensorboard", lambda: _tensorboard(folder)) if tensorboard else None
         self._wandb = self._open("wandb", lambda: _wandb(folder, name or folder.name, config)) if wandb else None
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -59,19 +58,19 @@ class Log:
         """Seconds of this run, with those of the runs it resumes."""
         return self._before_s + time.monotonic() - self._began
 
-    def write(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Record one iteration everywhere; return the record. Numbers that are not finite are left out of it."""
-        numbers = {k: float(v) for k, v in metrics.items()}
-        finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
-        if bad := sorted(set(numbers) - set(finite)):
+        numbers = {"iteration": iteration, "env_steps": 0, "wall_s": round(self.wall_s, 3), **metrics}
+        record = {k: v for k, v in numbers.items() if math.isfinite(v)}
+        if bad := sorted(set(numbers) - set(record)):
             LOG.warning("iteration %d: not finite and not recorded: %s", iteration, ", ".join(bad))
-        record = {"iteration": iteration, "env_steps": env_steps, "wall_s": round(self.wall_s, 3), **finite}
         self._file.write_many([record])
         self.history.append(record)
-        if self._tensorboard is not None:
-            self._try("tensorboard", lambda: _to_tensorboard(self._tensorboard, env_steps, finite))
-        if self._wandb is not None:
-            self._try("wandb", lambda: self._wandb.log(record, step=iteration))
+        charts, online = self._tensorboard, self._wandb
+        if charts is not None:
+            self._try("tensorboard", lambda: _to_tensorboard(charts, record))
+        if online is not None:
+            self._try("wandb", lambda: online.log(record, step=iteration))
         return record
 
     def last(self, key: str, default: float = math.nan) -> float:
@@ -108,9 +107,10 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _to_tensorboard(writer: Any, env_steps: int, metrics: Mapping[str, float]) -> None:
-    for key, value in metrics.items():
-        writer.add_scalar(key, value, env_steps)
+def _to_tensorboard(writer: Any, record: Mapping[str, float]) -> None:
+    for key, value in record.items():
+        if "/" in key:
+            writer.add_scalar(key, value, int(record["iteration"]))
     writer.flush()
 
 

@@ -13,25 +13,31 @@ from rl.ledger import Ledger, account, read
 
 def test_account_balances(tmp_path: Path) -> None:
     with Ledger(tmp_path / "runs" / "ledger.jsonl", fsync=True) as ledger:
-        ledger.write("started", count=4)
-        ledger.write("finished", success=True, length=12)
-        ledger.write("finished", success=False, length=30)
-        ledger.write_many([{"event": "failed", "length": 5}, {"event": "restarted", "cause": "crashed(SIGKILL)"}])
-        ledger.write("restarted", cause="hung(60s)")
+        ledger.write("started", count=5)
+        ledger.write("episode", success=True, length=12, valid=True)
+        ledger.write("episode", success=False, length=30, valid=True)
+        ledger.write_many([{"event": "episode", "length": 5, "valid": False, "cause": "crashed: signal 9"}])
+        ledger.write("episode", valid=False, cause="crashed: signal 11")
+        ledger.write("worker_restart", cause="GetTimeoutError: too late")
         ledger.write("anything", note="ignored by the account")
     total = account(read(tmp_path / "runs" / "ledger.jsonl"))
-    assert (total.started, total.finished, total.failed, total.in_flight) == (4, 2, 1, 1)
-    assert total.restarts == {"crashed(SIGKILL)": 1, "hung(60s)": 1}
+    assert (total.started, total.finished, total.failed, total.in_flight) == (5, 2, 2, 1)
+    assert total.restarts == {"crashed": 2, "worker GetTimeoutError": 1}
     assert total.env_steps == 47
     assert total.balanced
 
 
 def test_account_notices_what_cannot_be() -> None:
-    assert not account([{"event": "finished"}]).balanced
+    assert not account([{"event": "started"}, {"event": "episode"}, {"event": "episode"}]).balanced
+
+
+def test_account_without_starts_has_none_in_flight() -> None:
+    total = account([{"event": "episode"}, {"event": "episode", "valid": False}])
+    assert (total.started, total.finished, total.failed, total.in_flight) == (2, 1, 1, 0)
 
 
 def test_resume_counts_what_was_in_flight_as_failed() -> None:
-    records = [{"event": "started", "count": 3}, {"event": "finished"}, {"event": "resumed"}, {"event": "started"}]
+    records = [{"event": "started", "count": 3}, {"event": "episode"}, {"event": "resumed"}, {"event": "started"}]
     total = account(records)
     assert (total.started, total.finished, total.failed, total.in_flight) == (4, 1, 2, 1)
 

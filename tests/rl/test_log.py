@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from rl.ledger import read
-from rl.log import Log
+from rl.log import RunLog
 
 
 def test_record_and_history(tmp_path: Path) -> None:
-    with Log(tmp_path, tensorboard=False, keep=3) as log:
+    with RunLog(tmp_path, tensorboard=False, keep=3) as log:
         for i in range(5):
-            log.write(i, 10 * i, {"rollout/success": i / 4})
+            log.write(i, {"env_steps": 10 * i, "rollout/success": i / 4})
         assert [r["iteration"] for r in log.history] == [2, 3, 4]
         assert log.last("rollout/success") == 1.0
         assert math.isnan(log.last("loss/none"))
@@ -24,8 +24,8 @@ def test_record_and_history(tmp_path: Path) -> None:
 
 
 def test_not_finite_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Log(tmp_path, tensorboard=False) as log, caplog.at_level(logging.WARNING):
-        log.write(3, 0, {"loss/policy": math.nan, "loss/value": 1.0})
+    with RunLog(tmp_path, tensorboard=False) as log, caplog.at_level(logging.WARNING):
+        log.write(3, {"loss/policy": math.nan, "loss/value": 1.0})
     assert "loss/policy" in caplog.text
     (record,) = read(tmp_path / "metrics.jsonl")
     assert record["loss/value"] == 1.0
@@ -33,14 +33,14 @@ def test_not_finite_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_resume_appends_and_keeps_the_clock(tmp_path: Path) -> None:
-    with Log(tmp_path, tensorboard=False) as log:
-        log.write(0, 0, {})
+    with RunLog(tmp_path, tensorboard=False) as log:
+        log.write(0, {})
     (first,) = read(tmp_path / "metrics.jsonl")
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write(json.dumps({"iteration": 1, "env_steps": 5, "wall_s": 100.0}) + "\n" + '{"torn')
-    with Log(tmp_path, tensorboard=False) as log:
+    with RunLog(tmp_path, tensorboard=False) as log:
         assert len(log.history) == 2
-        log.write(2, 6, {})
+        log.write(2, {})
     records = list(read(tmp_path / "metrics.jsonl"))
     assert [r["iteration"] for r in records] == [0, 1, 2]
     assert records[0] == first
@@ -48,8 +48,8 @@ def test_resume_appends_and_keeps_the_clock(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
-    with Log(tmp_path, tensorboard=True) as log:
-        log.write(1, 64, {"rollout/success": 0.25})
+    with RunLog(tmp_path, tensorboard=True) as log:
+        log.write(64, {"rollout/success": 0.25})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -70,8 +70,8 @@ def test_wandb_is_offline_unless_told(tmp_path: Path, monkeypatch: pytest.Monkey
             seen["finished"] = True
 
     monkeypatch.setattr("wandb.init", lambda **kwargs: seen.update(kwargs) or Run())
-    with Log(tmp_path, tensorboard=False, wandb=True, config={"out": Path("x")}) as log:
-        log.write(1, 2, {"loss/kl": 0.5})
+    with RunLog(tmp_path, tensorboard=False, wandb=True, config={"out": Path("x")}) as log:
+        log.write(1, {"loss/kl": 0.5})
     assert seen["mode"] == "offline"
     assert seen["config"] == {"out": "x"}
     assert seen["record"]["loss/kl"] == 0.5
@@ -91,9 +91,9 @@ def test_broken_destination_is_dropped(
         def finish(self) -> None: ...
 
     monkeypatch.setattr("wandb.init", lambda **kwargs: Broken())
-    with Log(tmp_path, tensorboard=False, wandb=True) as log:
-        log.write(1, 2, {"loss/kl": 0.5})
-        log.write(2, 4, {"loss/kl": 0.4})
+    with RunLog(tmp_path, tensorboard=False, wandb=True) as log:
+        log.write(1, {"loss/kl": 0.5})
+        log.write(2, {"loss/kl": 0.4})
     assert Broken.calls == 1
     assert "no network" in caplog.text
     assert len(list(read(tmp_path / "metrics.jsonl"))) == 2
