@@ -1,0 +1,87 @@
+"""Generalised advantage estimation over decisions (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+One decision lasts `duration` environment steps, so it discounts by gamma ** duration; lambda is per decision. The sum
+is cut where an episode ends; the value behind the end counts at truncation only, and it is the value of the true
+final observation.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    duration: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [N, T] from rewards, values and episode ends, all [N, T].
+
+    `next_value` is the value of the next observation, or of the final one. Rows that are not `valid` get 0 and cut
+    the sum.
+    """
+    discount = gamma ** duration.to(value.dtype)
+    bootstrap = discount * next_value * (~terminated)
+    delta = (reward + bootstrap - value) * valid
+    carry = discount * lam * (~(terminated | truncated)) * valid
+    advantage = torch.zeros_like(value)
+    running = torch.zeros_like(value[:, 0])
+    for t in range(value.shape[1] - 1, -1, -1):
+        running = delta[:, t] + carry[:, t] * running
+        advantage[:, t] = running
+    return advantage, (advantage + value) * valid
+
+
+class ReturnScale:
+    """Divides rewards by the running standard deviation of the discounted return (as DPPO does, arXiv:2409.00588).
+
+    Rewards are clipped to +-10 after scaling. Streams must keep their order from one segment to the next.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+        self.count, self.mean, self.m2 = 1e-4, 0.0, 0.0
+        self.running: Tensor | None = None
+
+    def __call__(self, reward: Tensor, duration: Tensor, done: Tensor, valid: Tensor) -> Tensor:
+        """Scaled rewards [N, T]; updates the statistics with this segment first."""
+        n, decisions = reward.shape
+        if self.running is None or self.running.shape[0] != n:
+            self.running = torch.zeros(n, dtype=torch.float64)
+        returns = []
+        for t in range(decisions):
+            self.running = self.running * self.gamma ** duration[:, t].double() + reward[:, t].double()
+            returns.append(self.running[valid[:, t]])
+            self.running = self.running * ~(done[:, t] | ~valid[:, t])
+        self._absorb(torch.cat(returns))
+        return (reward / self.std).clamp(-10, 10)
+
+    @property
+    def std(self) -> float:
+        return max((self.m2 / self.count) ** 0.5, 1e-3)
+
+    def _absorb(self, x: Tensor) -> None:
+        if not len(x):
+            return
+        mean, m2, n = float(x.mean()), float(((x - x.mean()) ** 2).sum()), len(x)
+        delta, total = mean - self.mean, self.count + n
+        self.m2 += m2 + delta**2 * self.count * n / total
+        self.mean += delta * n / total
+        self.count = total
+
+    def state(self) -> dict[str, Tensor | float]:
+        """For checkpoints."""
+        running = self.running if self.running is not None else torch.zeros(0, dtype=torch.float64)
+        return {"count": self.count, "mean": self.mean, "m2": self.m2, "running": running}
+
+    def load(self, state: dict[str, Tensor | float]) -> None:
+        """Continue from `state()`."""
+        self.count, self.mean, self.m2 = (float(state[k]) for k in ("count", "mean", "m2"))
+        running = torch.as_tensor(state["running"])
+        self.running = running if len(running) else None

@@ -1,0 +1,343 @@
+"""Collection: simulators x policy x proposal -> Segment. No Ray.
+
+    row i:  send_reset ─► observation ─► decide ─► send_step (a chunk) ─► arrival ─► decide ─► ... T decisions
+
+Rows run at their own pace: whoever has an observation is decided for, in batches of at least `min_ready` rows, while
+the others' simulators go on. With `lockstep` every batch holds all rows, which makes a run repeatable to the bit.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.types import Observation
+from envs.vector import Arrival, SimVector
+from pretrained.types import Decision, Features, ObsBatch, Policy
+from rl.types import EpisodeRecord, Proposal, Segment
+
+# Initial states are named by seeds. Evaluation uses [0, 1,000,000); training never does.
+TRAINING_SEEDS = 1_000_000
+
+
+class History:
+    """The last L observations of each row, oldest first."""
+
+    def __init__(self, vector: SimVector, length: int) -> None:
+        n, spec = vector.num_envs, vector.env_spec
+        self.images = {c: np.zeros((n, length, y, x, 3), np.uint8) for c, (y, x) in spec.cameras.items()}
+        self.proprio = np.zeros((n, length, spec.proprio_dim), np.float32)
+        self.texts = [""] * n
+
+    def push(self, i: int, obs: Observation, *, first: bool) -> None:
+        """Append; the first observation of an episode fills the whole history."""
+        for store, value in [(self.images[c], obs.images[c]) for c in self.images] + [(self.proprio, obs.proprio)]:
+            if first:
+                store[i] = value
+            else:
+                store[i, :-1] = store[i, 1:]
+                store[i, -1] = value
+        self.texts[i] = obs.instruction
+
+    def batch(self, rows: Sequence[int]) -> ObsBatch:
+        """A copy of these rows."""
+        index = list(rows)
+        return ObsBatch(
+            images={c: v[index] for c, v in self.images.items()},
+            proprio=self.proprio[index],
+            texts=[self.texts[i] for i in index],
+        )
+
+
+class _Episode:
+    """What is counted of the running episode of one row."""
+
+    def __init__(self, task: str, seed: int) -> None:
+        self.task, self.seed = task, seed
+        self.length, self.reward, self.first = 0, 0.0, 0  # `first`: its first decision in this segment
+
+    def record(self, env: str, version: int, *, success: bool, cause: str = "") -> EpisodeRecord:
+        return EpisodeRecord(env, self.task, self.seed, success, self.length, self.reward, not cause, cause, version)
+
+
+class Collector:
+    """Keeps simulators, histories and memories between segments."""
+
+    def __init__(
+        self,
+        vector: SimVector,
+        policy: Policy,
+        *,
+        decisions: int,
+        gamma: float,
+        seed: int = 0,
+        needs: frozenset[str] = frozenset(),
+        proposal: Proposal | None = None,
+        lockstep: bool = False,
+        min_ready: int | None = None,
+    ) -> None:
+        self.vector, self.policy, self.decisions, self.gamma = vector, policy, decisions, gamma
+        self.needs, self.proposal = needs, proposal
+        n = vector.num_envs
+        self.min_ready = n if lockstep else (min_ready or max(1, n // 2))
+        self.seed = seed
+        self.history = History(vector, policy.spec.history)
+        self.memory = policy.initial_memory(n)
+        self.rng = [torch.Generator().manual_seed(seed * 9973 + i) for i in range(n)]
+        self.hint_rng = torch.Generator().manual_seed(seed)
+        self.hints: dict[str, Tensor] = {}
+        self.decided = [0] * n  # decisions since the last hint
+        self.before: list[dict[str, np.ndarray]] = [{} for _ in range(n)]  # privileged state at the last observation
+        self.count = 0  # episodes started
+        self.episodes = [self._next_episode() for _ in range(n)]
+        self.ready = [False] * n  # has an observation to decide on
+        self.fresh = [True] * n  # that observation is the first of its episode
+        for i in range(n):
+            self._reset(i)
+
+    @torch.no_grad()
+    def collect(self, version: int) -> Segment:
+        """T decisions of every row with the present weights."""
+        started, waited = time.perf_counter(), 0.0
+        n, t_end = self.vector.num_envs, self.decisions
+        fill = _Buffers(n, t_end)
+        fill.memory = {k: v.clone() for k, v in self.memory.items()}
+        for episode in self.episodes:
+            episode.first = 0
+        t = [0] * n
+        while min(t) < t_end:
+            rows = [i for i in range(n) if self.ready[i] and t[i] < t_end]
+            unfinished = sum(1 for x in t if x < t_end)
+            if len(rows) >= min(self.min_ready, unfinished):
+                self._decide(rows, t, fill)
+                continue
+            before = time.perf_counter()
+            arrived = self.vector.wait()
+            waited += time.perf_counter() - before
+            for i in arrived:
+                self._arrive(i, t, fill, version)
+        self._bootstrap(t, fill)
+        total = time.perf_counter() - started
+        stats = {"collect_s": total, "wait_s": waited, "policy_s": fill.policy_s, "restarts": self.vector.restarts}
+        return fill.segment(version, stats)
+
+    def state(self) -> dict[str, Any]:
+        """What an exact resume needs besides the simulators: generators and the episode counter."""
+        return {"rng": [g.get_state() for g in self.rng], "count": self.count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue numbering episodes and drawing noise where `state()` was taken; running episodes start afresh."""
+        self.count = int(state["count"])
+        for generator, value in zip(self.rng, state["rng"], strict=False):
+            generator.set_state(value.to(torch.uint8))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _next_episode(self) -> _Episode:
+        tasks = self.vector.tasks
+        k = self.count
+        self.count += 1
+        # Any two collectors with seeds below 10,000 draw from disjoint ranges of 200,000 initial states.
+        return _Episode(tasks[k % len(tasks)], TRAINING_SEEDS + (self.seed % 10_000) * 200_000 + k % 200_000)
+
+    def _reset(self, i: int) -> None:
+        self.ready[i] = False
+        episode = self.episodes[i]
+        self.vector.send_reset(i, episode.task, episode.seed)
+
+    def _decide(self, rows: list[int], t: list[int], fill: "_Buffers") -> None:
+        before = time.perf_counter()
+        obs = self.history.batch(rows)
+        self._attach_hints(rows, obs)
+        features = self.policy.encode(obs)
+        index = torch.tensor(rows)
+        for i in rows:
+            if self.fresh[i]:
+                self._forget(i)
+        memory = {k: v[index] for k, v in self.memory.items()}
+        decision, memory = self.policy.act(features, memory, [self.rng[i] for i in rows])
+        for k, v in memory.items():
+            self.memory[k][index] = v
+        fill.decide(rows, [t[i] for i in rows], features, obs.texts, decision, [self.fresh[i] for i in rows])
+        chunk = decision.chunk.double().numpy()
+        fill.policy_s += time.perf_counter() - before
+        for row, i in enumerate(rows):
+            self.ready[i], self.fresh[i] = False, False
+            self.vector.send_step(i, chunk[row, : self.policy.spec.execute])
+
+    def _attach_hints(self, rows: list[int], obs: ObsBatch) -> None:
+        if self.proposal is None:
+            return
+        due = [i for i in rows if self.fresh[i] or self.decided[i] >= self.proposal.every]
+        if due:
+            new = self.proposal(self.history.batch(due), self.hint_rng)
+            for k, v in new.items():
+                store = self.hints.setdefault(k, torch.zeros(self.vector.num_envs, *v.shape[1:], dtype=v.dtype))
+                store[due] = v
+            for i in due:
+                self.decided[i] = 0
+        for i in rows:
+            self.decided[i] += 1
+        obs.hints = {k: v[rows] for k, v in self.hints.items()}
+
+    def _forget(self, i: int) -> None:
+        for k, v in self.policy.initial_memory(1).items():
+            self.memory[k][i] = v[0]
+
+    def _arrive(self, i: int, t: list[int], fill: "_Buffers", version: int) -> None:
+        arrival = self.vector.take(i)
+        episode = self.episodes[i]
+        if arrival.kind == "failed":
+            assert arrival.failure is not None
+            cause = f"{arrival.failure.cause}: {arrival.failure.detail}"
+            fill.episodes.append(episode.record(self.vector.env_spec.env_id, version, success=False, cause=cause))
+            if fill.running[i]:  # a decision was under way: it and the rest of its episode are not learned from
+                fill.lose(i, episode.first, t[i])
+                t[i] += 1
+            self._start_next(i, t)
+            return
+        assert arrival.obs is not None
+        if arrival.kind == "reset":
+            self.history.push(i, arrival.obs, first=True)
+            self.before[i] = self._privileged(arrival.obs)
+            self.ready[i], self.fresh[i] = True, True
+            return
+        self.history.push(i, arrival.obs, first=False)
+        episode.length += arrival.executed
+        episode.reward += float(arrival.rewards.sum())
+        after = self._privileged(arrival.obs)
+        fill.arrive(i, t[i], arrival, self.gamma, self.before[i], after)
+        self.before[i] = after
+        if not (arrival.terminated or arrival.truncated):
+            self.ready[i] = True
+            t[i] += 1
+            return
+        if arrival.truncated and not arrival.terminated:
+            fill.next_value[i, t[i]] = self._value([i])[0]
+        env_id = self.vector.env_spec.env_id
+        fill.episodes.append(episode.record(env_id, version, success=arrival.success))
+        t[i] += 1
+        self._start_next(i, t)
+
+    def _start_next(self, i: int, t: list[int]) -> None:
+        self.episodes[i] = self._next_episode()
+        self.episodes[i].first = t[i]
+        self._reset(i)
+
+    def _privileged(self, obs: Observation) -> dict[str, np.ndarray]:
+        return {k: v.copy() for k, v in obs.privileged.items()} if "privileged" in self.needs else {}
+
+    def _value(self, rows: list[int]) -> Tensor:
+        obs = self.history.batch(rows)
+        if self.proposal is not None:
+            obs.hints = {k: v[rows] for k, v in self.hints.items()}
+        index = torch.tensor(rows)
+        return self.policy.value(self.policy.encode(obs), {k: v[index] for k, v in self.memory.items()}).float()
+
+    def _bootstrap(self, t: list[int], fill: "_Buffers") -> None:
+        """Values of the observations behind each decision: the next decision's value, or a new one at the end."""
+        fill.next_value[:, :-1] = torch.where(fill.done[:, :-1], fill.next_value[:, :-1], fill.value[:, 1:])
+        rows = [i for i in range(self.vector.num_envs) if not fill.done[i, -1]]
+        if rows:
+            fill.next_value[rows, -1] = self._value(rows)
+
+
+class _Buffers:
+    """The segment being filled."""
+
+    def __init__(self, n: int, t: int) -> None:
+        self.n, self.t = n, t
+        self.features: Features = {}
+        self.stored: dict[str, Tensor] = {}  # trace, log_prob, active
+        self.memory: dict[str, Tensor] = {}
+        self.texts: dict[str, int] = {}
+        self.text_id = torch.zeros(n, t, dtype=torch.int64)
+        self.value, self.next_value, self.env_reward = torch.zeros(3, n, t)
+        self.duration = torch.zeros(n, t, dtype=torch.int64)
+        self.terminated, self.truncated, self.starts = torch.zeros(3, n, t, dtype=torch.bool)
+        self.valid = torch.ones(n, t, dtype=torch.bool)
+        self.running = [False] * n  # a chunk of this row is under way
+        self.privileged: dict[str, Tensor] = {}
+        self.episodes: list[EpisodeRecord] = []
+        self.policy_s = 0.0
+
+    @property
+    def done(self) -> Tensor:
+        return self.terminated | self.truncated
+
+    def decide(
+        self,
+        rows: list[int],
+        times: list[int],
+        features: Features,
+        texts: list[str],
+        decision: Decision,
+        fresh: list[bool],
+    ) -> None:
+        r, t = torch.tensor(rows), torch.tensor(times)
+        for k, v in features.items():
+            if k not in self.features:
+                self.features[k] = torch.zeros(self.n, self.t, *v.shape[1:], dtype=v.dtype)
+            self.features[k][r, t] = v
+        for k in ("trace", "log_prob", "active"):
+            v = getattr(decision, k)
+            if k not in self.stored:
+                self.stored[k] = torch.zeros(self.n, self.t, *v.shape[1:], dtype=v.dtype)
+            self.stored[k][r, t] = v
+        self.value[r, t] = decision.value.float()
+        self.starts[r, t] = torch.tensor(fresh)
+        self.text_id[r, t] = torch.tensor([self.texts.setdefault(x, len(self.texts)) for x in texts])
+        for i in rows:
+            self.running[i] = True
+
+    def arrive(
+        self,
+        i: int,
+        t: int,
+        arrival: Arrival,
+        gamma: float,
+        before: dict[str, np.ndarray],
+        after: dict[str, np.ndarray],
+    ) -> None:
+        self.running[i] = False
+        self.env_reward[i, t] = float((arrival.rewards * gamma ** np.arange(arrival.executed)).sum())
+        self.duration[i, t] = arrival.executed
+        self.terminated[i, t] = arrival.terminated
+        self.truncated[i, t] = arrival.truncated and not arrival.terminated
+        for k, v in after.items():
+            if k not in self.privileged:
+                self.privileged[k] = torch.zeros(self.n, self.t, 2, *v.shape, dtype=torch.float64)
+            self.privileged[k][i, t, 0] = torch.from_numpy(np.asarray(before[k]))
+            self.privileged[k][i, t, 1] = torch.from_numpy(np.asarray(v))
+
+    def lose(self, i: int, first: int, t: int) -> None:
+        """The simulator of row i died at decision t: its episode, from `first` on, is not valid."""
+        self.running[i] = False
+        self.valid[i, first : t + 1] = False
+        self.truncated[i, t] = True
+        self.duration[i, t] = 1
+
+    def segment(self, version: int, stats: dict[str, float]) -> Segment:
+        stats["env_steps"] = float(self.duration[self.valid].sum())
+        return Segment(
+            features=self.features,
+            texts=list(self.texts),
+            text_id=self.text_id,
+            value=self.value,
+            next_value=self.next_value,
+            env_reward=self.env_reward,
+            duration=self.duration,
+            terminated=self.terminated,
+            truncated=self.truncated,
+            starts=self.starts,
+            valid=self.valid,
+            memory=self.memory,
+            version=version,
+            privileged=self.privileged,
+            episodes=self.episodes,
+            stats=stats,
+            **self.stored,
+        )

@@ -1,0 +1,322 @@
+"""The RLlib shell: Ray's actors, learner group, metrics and callbacks around our own collection and learning.
+
+    Temper(Algorithm).training_step:   weights ─► Runner.sample (one call, own deadline) ─► references to segments
+                                       ─► LearnerGroup.update ─► new weights
+
+Nothing else in this code base knows RLlib. What it does not do by itself, and is done here: replace a rollout worker
+that hangs, carry the policy version in every segment, stop after rounds without data, rebuild a dead learner.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.util.metrics import Gauge
+
+from pretrained.checkpoint import load_policy
+from pretrained.types import Policy
+from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
+from rl.learner import Learner
+from rl.rollout import RolloutWorker, Weights, get_weights, put_weights, to_numpy, to_torch
+from rl.types import Segment, join
+
+ROOT = Path(__file__).resolve().parent.parent
+EMPTY_ROUNDS = 3  # rounds without any data before giving up
+_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib wants spaces; our data never meets its connectors
+
+
+class PolicyModule(TorchRLModule):
+    """One of our policies, as RLlib wants to see a module."""
+
+    def setup(self) -> None:
+        """Load the policy named in the module configuration."""
+        self.policy: Policy = load_policy(self.model_config["checkpoint"], overrides=self.model_config["overrides"])
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """NumPy weights; RLlib's own version cannot express bfloat16."""
+        return get_weights(self.policy)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Inverse of get_state."""
+        put_weights(self.policy, state)
+
+
+class ShellLearner(TorchLearner):
+    """RLlib's learner actor with our learner inside; process groups come from RLlib, gradients are averaged by us."""
+
+    inner: Learner
+
+    def build(self) -> None:
+        """Build the module through RLlib and the learner around its policy."""
+        super().build()
+        settings = self.config.env_config
+        module = self.module["default_policy"]
+        self.inner = make_learner(settings["run"], settings["start"], module.policy)
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """The inner learner owns the optimizer."""
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """The inner learner averages gradients itself, so that no wrapper stands between it and the policy."""
+
+    def update(self, training_data: Any = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """One iteration on the segments of this learner's shard."""
+        training_data.solve_refs()
+        parts = training_data.batches or [training_data.batch]
+        version = self.inner.iteration
+        stale = [p.version for p in parts if p.version != version]
+        if stale:
+            raise RuntimeError(f"segments of policy version {stale} reached a learner at version {version}")
+        metrics = self.inner.update(join([to_torch(p) for p in parts]))
+        return {"metrics": metrics, "weights": get_weights(self.inner.policy), "version": self.inner.iteration}
+
+    def inner_state(self) -> dict[str, Any]:
+        """Optimizer, generator and counters."""
+        return self.inner.state()
+
+
+class Runner(EnvRunner, Checkpointable):
+    """RLlib's rollout actor with our rollout worker inside."""
+
+    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.worker = RolloutWorker(config.env_config["plan"], self.worker_index or 0)
+
+    def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:  # type: ignore[override]
+        """(a small report for the driver, the segment for the learner); called with two returns."""
+        self.worker.set_weights(weights, version)
+        segment = to_numpy(self.worker.sample())
+        report = {"stats": segment.stats, "episodes": segment.episodes, "reward": float(segment.env_reward.sum())}
+        return report, segment
+
+    def assert_healthy(self) -> None:
+        """Part of RLlib's protocol."""
+        assert self.worker.vector is not None
+
+    def get_spaces(self) -> dict[str, Any]:
+        """Stand-ins; see _SPACE."""
+        return {name: (_SPACE, _SPACE) for name in ("__env__", "__env_single__", "default_policy")}
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Metrics travel with the report of `sample`."""
+        return {}
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights arrive with every `sample`; there is nothing else to keep."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See get_state."""
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Part of RLlib's protocol."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[Any]:
+        """Checkpoints are our own."""
+        return []
+
+    def stop(self) -> None:
+        """Stop the simulators."""
+        self.worker.stop()
+
+
+class Temper(Algorithm):
+    """The algorithm that RLlib, Tune and the dashboard see."""
+
+    last: Iteration
+    empty = 0
+    current: Weights | None = None  # the learner's weights after the last update
+    version = 0
+    backup: dict[str, Any] | None = None  # learner state to rebuild from, if the learner lives elsewhere
+
+    def training_step(self) -> None:
+        """Sample, learn, remember the weights for the next round."""
+        run: FinetuneRun = self.config.env_config["run"]
+        if self.current is None:
+            start: Start = self.config.env_config["start"]
+            self.version = int((start.learner or {}).get("iteration", 0))
+            self.current = get_weights(load_policy(start.checkpoint, overrides=dict(start.overrides)))
+        reports, segments, events = self._sample(run)
+        self.empty = 0 if segments else self.empty + 1
+        if self.empty >= EMPTY_ROUNDS:
+            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last cause: {events[-1]}")
+        metrics = {}
+        if segments:
+            metrics = segment_metrics([_Stats(r) for r in reports]) | self._learn(segments, events)
+        self.last = Iteration(metrics, [e for r in reports for e in r["episodes"]], events)
+        self.metrics.log_dict({k.replace("/", "_"): v for k, v in metrics.items()}, window=1)
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Ask restarted workers whether they are back; never wait long for one that is not."""
+        restored = env_runner_group._worker_manager.probe_unhealthy_actors(timeout_seconds=0.5, mark_healthy=True)
+        return list(restored)
+
+    def _sample(self, run: FinetuneRun) -> tuple[list[dict[str, Any]], list[Any], list[dict[str, Any]]]:
+        """Reports, references to segments, and what went wrong. A worker over its deadline is killed and restarted."""
+        manager = self.env_runner_group._worker_manager
+        if not manager.healthy_actor_ids():  # all are restarting: wait for at least one
+            manager.probe_unhealthy_actors(timeout_seconds=run.sample_timeout_s, mark_healthy=True)
+        weights = ray.put(self.current)
+        actors = {i: manager.actors()[i] for i in manager.healthy_actor_ids()}
+        pending = {
+            i: a.sample.options(num_returns=2).remote(weights=weights, version=self.version) for i, a in actors.items()
+        }
+        deadline = time.monotonic() + run.sample_timeout_s
+        reports, segments, events = [], [], []
+        for i, (report, segment) in pending.items():
+            try:
+                reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())))
+                segments.append(segment)
+            except RayError as e:
+                cause = f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:300]}"
+                events.append({"kind": "worker_restart", "worker": i, "cause": cause})
+                manager.set_actor_state(i, healthy=False)
+                ray.kill(actors[i], no_restart=False)
+        return reports, segments, events
+
+    def _learn(self, segments: list[Any], events: list[dict[str, Any]]) -> dict[str, float]:
+        try:
+            results = self.learner_group.update(batch_refs=segments, timesteps={})
+        except RayError as e:
+            if not self.learner_group.is_remote:
+                raise
+            events.append({"kind": "learner_restart", "cause": f"{type(e).__name__}"})
+            self._rebuild_learners()
+            return {}
+        self.current, self.version = results[0]["weights"], results[0]["version"]
+        if self.learner_group.is_remote:
+            self.backup = _first(self.learner_group.foreach_learner(lambda learner: learner.inner_state()))
+        keys = results[0]["metrics"]
+        return {k: float(np.mean([r["metrics"][k] for r in results if k in r["metrics"]])) for k in keys}
+
+    def _rebuild_learners(self) -> None:
+        """New learner actors with the last weights and optimizer; the round that died is lost."""
+        self.learner_group.shutdown()
+        self.learner_group = self.config.build_learner_group(
+            rl_module_spec=self.config.get_multi_rl_module_spec(spaces=self.env_runner_group.get_spaces())
+        )
+        weights, backup = self.current, self.backup
+
+        def take_over(learner: ShellLearner) -> None:
+            put_weights(learner.inner.policy, weights or {})
+            if backup is not None:
+                learner.inner.load(backup)
+
+        self.learner_group.foreach_learner(take_over)
+
+
+class RllibEngine:
+    """Builds the algorithm for a run and hands its rounds to the fine-tuning loop."""
+
+    def __init__(self, run: FinetuneRun, start: Start) -> None:
+        start_ray(run)
+        start = Start(start.checkpoint.resolve(), start.overrides, start.learner, start.loop)
+        seed = run.seed + int((start.learner or {}).get("iteration", 0))
+        plan = run.plan(str(start.checkpoint), needs_of(run), make_algo(run).gamma, seed)
+        self.algorithm: Temper = _config(run, start, plan).build_algo()  # type: ignore[assignment]
+        self.gauges: dict[str, Gauge] = {}
+
+    def iterate(self) -> Iteration:
+        """One call of `train`, mirrored to the Ray dashboard."""
+        self.algorithm.train()
+        for name, value in self.algorithm.last.metrics.items():
+            key = "temper_" + name.replace("/", "_")
+            self.gauges.setdefault(key, Gauge(key)).set(value)
+        return self.algorithm.last
+
+    def weights(self) -> Weights:
+        assert self.algorithm.current is not None
+        return self.algorithm.current
+
+    def learner_state(self) -> dict[str, Any]:
+        return _first(self.algorithm.learner_group.foreach_learner(lambda learner: learner.inner_state()))
+
+    def stop(self) -> None:
+        """Stop actors without waiting for one that hangs."""
+        manager = self.algorithm.env_runner_group._worker_manager  # type: ignore[union-attr]
+        pending = [a.stop.remote() for a in manager.actors().values()]
+        ray.wait(pending, num_returns=len(pending), timeout=10.0)
+        for actor in manager.actors().values():
+            ray.kill(actor)
+        self.algorithm.learner_group.shutdown()
+        ray.shutdown()
+
+
+def start_ray(run: FinetuneRun) -> None:
+    """Connect to the cluster at `ray_address`, or start a local one that binds to loopback."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    if run.ray_address:
+        ray.init(address=run.ray_address, runtime_env=environment, log_to_driver=False)
+        return
+    cpus = max(os.cpu_count() or 1, run.num_workers + run.num_learners + 1)
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=run.dashboard,
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level="warning",
+        configure_logging=False,
+    )
+
+
+def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
+    module = RLModuleSpec(
+        module_class=PolicyModule,
+        observation_space=_SPACE,
+        action_space=_SPACE,
+        model_config={"checkpoint": str(start.checkpoint), "overrides": dict(start.overrides)},
+    )
+    return (
+        AlgorithmConfig(algo_class=Temper)
+        .api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        .framework("torch")
+        .environment(
+            env=None,
+            observation_space=_SPACE,
+            action_space=_SPACE,
+            env_config={"run": run, "start": start, "plan": plan},
+        )
+        .env_runners(
+            env_runner_cls=Runner,
+            num_env_runners=run.num_workers,
+            create_local_env_runner=False,
+            sample_timeout_s=run.sample_timeout_s,
+        )
+        .learners(learner_class=ShellLearner, num_learners=run.num_learners)
+        .rl_module(rl_module_spec=module)
+        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)
+        .reporting(min_time_s_per_iteration=None, min_sample_timesteps_per_iteration=0)
+        .debugging(seed=run.seed, log_level="ERROR")
+        .experimental(_dont_auto_sync_env_runner_states=True)
+    )
+
+
+class _Stats:
+    """The report of a worker, in the shape that `segment_metrics` reads."""
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        self.stats = report["stats"]
+        self.env_reward = torch.tensor(report["reward"])
+
+
+def _first(results: Any) -> dict[str, Any]:
+    """The first learner's answer, local or remote."""
+    answer = next(iter(results))
+    return answer.get() if hasattr(answer, "get") and not isinstance(answer, dict) else answer

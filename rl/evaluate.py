@@ -1,0 +1,259 @@
+"""The evaluation loop: a list of episodes, each named by task and seed, with the same noise for every checkpoint.
+
+A simulator failure is not a task failure: the episode is tried again in a fresh simulator, and if that fails too it is
+reported apart and left out of the success rate.
+"""
+
+import csv
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.record import side_by_side, write_video
+from envs.types import EnvConfig
+from envs.vector import Arrival, SimVector
+from pretrained.checkpoint import find, load_policy
+from pretrained.progress import Bar
+from pretrained.types import Policy
+from rl.collect import TRAINING_SEEDS, History
+from rl.stats import wilson
+from rl.types import EpisodeRecord
+
+ATTEMPTS = 3  # of an episode whose simulator fails
+
+
+@dataclass(frozen=True)
+class EvaluateRun:
+    """What to evaluate and where to write it."""
+
+    checkpoint: str
+    env: EnvConfig
+    out: str
+    episodes: int = 100
+    seed_start: int = 0  # episode k uses seed seed_start + k // tasks: equal seeds are equal initial states
+    workers: int = 0  # simulators side by side; 0: twice the processor cores
+    greedy: bool = True
+    videos: int = 4  # the first episodes are recorded
+    policy_overrides: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 0  # of torch; 0: leave as it is
+    command: str = ""
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        last = self.seed_start + self.episodes
+        if self.episodes < 1 or self.seed_start < 0 or last > TRAINING_SEEDS:
+            raise ValueError(
+                f"evaluation seeds [{self.seed_start}, {last}) must be at least one episode within "
+                f"[0, {TRAINING_SEEDS}); larger seeds belong to training"
+            )
+
+
+@dataclass
+class _Live:
+    """The episode that a row is running."""
+
+    plan: int
+    task: str
+    seed: int
+    attempt: int
+    rng: torch.Generator
+    length: int = 0
+    reward: float = 0.0
+    frames: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+def evaluate(run: EvaluateRun) -> dict[str, Any]:
+    """Run the episodes, write records, tables and videos to `run.out`, and return the summary.
+
+    Raises RuntimeError if not a single episode could be evaluated.
+    """
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    checkpoint = find(Path(run.checkpoint))
+    workers = min(run.workers or 2 * (os.cpu_count() or 1), run.episodes)
+    started = time.time()
+    vector = SimVector([run.env] * workers)
+    try:
+        policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
+        plan = [(vector.tasks[k % len(vector.tasks)], run.seed_start + k // len(vector.tasks)) for k in range(run.episodes)]
+        out = Path(run.out)
+        (out / "videos").mkdir(parents=True, exist_ok=True)
+        with Bar("evaluate", total=len(plan), quiet=run.quiet) as bar:
+
+            def report(done: Sequence[EpisodeRecord]) -> None:
+                good = [r for r in done if r.valid]
+                bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
+
+            episodes = Episodes(vector, policy, plan, greedy=run.greedy, videos=run.videos, report=report)
+            records = episodes.run()
+    finally:
+        vector.close()
+    for name, frames in episodes.videos.items():
+        write_video(out / "videos" / name, frames, fps=vector.env_spec.control_hz)
+    summary = summarise(records) | {
+        "env": vector.env_spec.env_id,
+        "checkpoint": str(checkpoint),
+        "seed_start": run.seed_start,
+        "greedy": run.greedy,
+        "restarts": vector.restarts,
+        "wall_s": round(time.time() - started, 1),
+        "command": run.command,
+    }
+    _write(out, records, summary)
+    if not summary["episodes"]:
+        causes = sorted({r.cause for r in records if not r.valid})
+        raise RuntimeError(f"nothing was evaluated: all {len(records)} episodes failed in the simulator: {causes[:3]}")
+    return summary
+
+
+class Episodes:
+    """Runs a plan of (task, seed) episodes over the rows of a vector."""
+
+    def __init__(
+        self,
+        vector: SimVector,
+        policy: Policy,
+        plan: Sequence[tuple[str, int]],
+        *,
+        greedy: bool = True,
+        videos: int = 0,
+        report: Callable[[Sequence[EpisodeRecord]], None] | None = None,
+    ) -> None:
+        self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
+        self.report = report
+        self.history = History(vector, policy.spec.history)
+        self.memory = policy.initial_memory(vector.num_envs)
+        self.live: list[_Live | None] = [None] * vector.num_envs
+        self.pending = deque((k, 0) for k in range(len(self.plan)))
+        self.done: dict[int, EpisodeRecord] = {}
+        self.videos: dict[str, np.ndarray] = {}
+
+    @torch.no_grad()
+    def run(self) -> list[EpisodeRecord]:
+        """Records in the order of the plan."""
+        ready: set[int] = set()
+        for i in range(self.vector.num_envs):
+            self._start(i)
+        while len(self.done) < len(self.plan):
+            running = sum(1 for live in self.live if live is not None)
+            if ready and len(ready) >= min(max(1, self.vector.num_envs // 2), running):
+                self._decide(sorted(ready))
+                ready.clear()
+                continue
+            for i in self.vector.wait():
+                if self._arrive(i, self.vector.take(i)):
+                    ready.add(i)
+        return [self.done[k] for k in range(len(self.plan))]
+
+    def _start(self, i: int) -> None:
+        if not self.pending:
+            self.live[i] = None
+            return
+        k, attempt = self.pending.popleft()
+        task, seed = self.plan[k]
+        # The policy's noise belongs to the episode, not to the row or the batch it happens to run in.
+        rng = torch.Generator().manual_seed(seed * 7919 + self.vector.env_spec.tasks.index(task))
+        self.live[i] = _Live(k, task, seed, attempt, rng)
+        for name, value in self.policy.initial_memory(1).items():
+            self.memory[name][i] = value[0]
+        self.vector.send_reset(i, task, seed)
+
+    def _decide(self, rows: list[int]) -> None:
+        index = torch.tensor(rows)
+        features = self.policy.encode(self.history.batch(rows))
+        lives = [self.live[i] for i in rows]
+        memory = {k: v[index] for k, v in self.memory.items()}
+        rng = [live.rng for live in lives if live is not None]
+        decision, memory = self.policy.act(features, memory, rng, greedy=self.greedy)
+        for k, v in memory.items():
+            self.memory[k][index] = v
+        chunk = decision.chunk.double().numpy()
+        for row, (i, live) in enumerate(zip(rows, lives, strict=True)):
+            assert live is not None
+            render = "all" if live.plan < self.num_videos else "last"
+            self.vector.send_step(i, chunk[row, : self.policy.spec.execute], render)
+
+    def _arrive(self, i: int, arrival: Arrival) -> bool:
+        """Absorb an answer; True if row i now waits for a decision."""
+        live = self.live[i]
+        assert live is not None
+        if arrival.kind == "failed":
+            assert arrival.failure is not None
+            if live.attempt + 1 < ATTEMPTS:
+                self.pending.append((live.plan, live.attempt + 1))
+            else:
+                self._finish(live, success=False, cause=f"{arrival.failure.cause}: {arrival.failure.detail}")
+            self._start(i)
+            return False
+        assert arrival.obs is not None
+        self.history.push(i, arrival.obs, first=arrival.kind == "reset")
+        if arrival.kind == "reset":
+            if live.plan < self.num_videos:
+                live.frames = {c: [v[None].copy()] for c, v in arrival.obs.images.items()}
+            return True
+        for camera, frames in arrival.frames.items():
+            live.frames[camera].append(frames.copy())
+        live.length += arrival.executed
+        live.reward += float(arrival.rewards.sum())
+        if not (arrival.terminated or arrival.truncated):
+            return True
+        self._finish(live, success=arrival.success)
+        self._start(i)
+        return False
+
+    def _finish(self, live: _Live, *, success: bool, cause: str = "") -> None:
+        env = self.vector.env_spec.env_id
+        record = EpisodeRecord(env, live.task, live.seed, success, live.length, live.reward, not cause, cause)
+        self.done[live.plan] = record
+        if live.frames and not cause:
+            cameras = {camera: np.concatenate(frames) for camera, frames in live.frames.items()}
+            name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
+            self.videos[name] = side_by_side(cameras)
+        if self.report is not None:
+            self.report(list(self.done.values()))
+
+
+def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Success with its 95 % Wilson interval over valid episodes, per task and in all."""
+
+    def rate(rows: Sequence[EpisodeRecord]) -> dict[str, Any]:
+        good = [r for r in rows if r.valid]
+        wins = sum(r.success for r in good)
+        low, high = wilson(wins, len(good)) if good else (0.0, 1.0)
+        return {
+            "success": wins / len(good) if good else float("nan"),
+            "low": low,
+            "high": high,
+            "episodes": len(good),
+            "infrastructure_failures": len(rows) - len(good),
+            "mean_length": float(np.mean([r.length for r in good])) if good else float("nan"),
+        }
+
+    tasks = sorted({r.task for r in records})
+    return rate(records) | {"tasks": {t: rate([r for r in records if r.task == t]) for t in tasks}}
+
+
+def _write(out: Path, records: Sequence[EpisodeRecord], summary: Mapping[str, Any]) -> None:
+    """Records first, the summary last: a folder without a summary is not a finished evaluation."""
+    rows = [asdict(r) for r in records]
+    for name in ("episodes.jsonl", "episodes.csv"):
+        temporary = out / (name + ".part")
+        with temporary.open("w", newline="") as f:
+            if name.endswith("jsonl"):
+                f.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                table = csv.DictWriter(f, fieldnames=list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
+        temporary.replace(out / name)
+    temporary = out / "summary.json.part"
+    temporary.write_text(json.dumps(summary, indent=2))
+    temporary.replace(out / "summary.json")

@@ -1,0 +1,307 @@
+"""THE fine-tuning loop.
+
+    engine.iterate():  rollout workers ─► segments ─► learner ─► weights ─► rollout workers
+
+The loop logs, keeps the ledger, evaluates, saves, and stops at the first limit it reaches. Run again with the same
+command, it continues from the newest valid checkpoint. The engine decides in which processes the work is done.
+"""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from envs.build import build
+from envs.types import EnvConfig
+from pretrained.checkpoint import find, load_learner, load_policy, newest, read_card, save
+from pretrained.progress import Bar
+from pretrained.types import Metrics, Policy
+from rl.learner import Learner
+from rl.ledger import Ledger
+from rl.log import RunLog
+from rl.ppo import Ppo
+from rl.rollout import RolloutPlan, Weights, as_module, put_weights
+from rl.stats import wilson
+from rl.types import EpisodeRecord
+
+WINDOW = 100  # episodes in the running success rate
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """One fine-tuning run; the `finetune` configuration."""
+
+    checkpoint: str
+    env: EnvConfig
+    out: str
+    algo: Mapping[str, Any]  # node of rl.ppo.Ppo
+    rewards: Mapping[str, Any]  # name -> {weight, term: node}
+    proposal: Mapping[str, Any] | None = None  # node
+    policy_overrides: Mapping[str, Any] = field(default_factory=dict)
+    engine: Literal["rllib", "ray", "local"] = "rllib"
+    num_workers: int = 1
+    envs_per_worker: int = 8
+    num_learners: int = 0  # 0: the learner lives in the driver
+    decisions: int = 32  # T
+    iterations: int | None = None
+    max_env_steps: int | None = None
+    max_wall_s: float | None = None
+    save_every: int = 10
+    seed: int = 0
+    threads: int = 1  # of torch, in every process
+    lockstep: bool = False
+    sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
+    ray_address: str = ""  # "" starts Ray here
+    dashboard: bool = False  # show the Ray dashboard of a local Ray
+    logger: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)  # the resolved configuration, kept with checkpoints
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations is None and self.max_env_steps is None and self.max_wall_s is None:
+            raise ValueError("nothing would end this run: set iterations, max_env_steps or max_wall_s")
+        if self.num_workers < 1 or self.envs_per_worker < 1 or self.decisions < 1:
+            raise ValueError("num_workers, envs_per_worker and decisions must be at least 1")
+
+    def plan(self, checkpoint: str, needs: tuple[str, ...], gamma: float, seed: int) -> RolloutPlan:
+        """What every rollout worker is told."""
+        return RolloutPlan(
+            checkpoint=checkpoint,
+            env=self.env,
+            num_envs=self.envs_per_worker,
+            decisions=self.decisions,
+            gamma=gamma,
+            seed=seed,
+            policy_overrides=self.policy_overrides,
+            needs=needs,
+            proposal=self.proposal,
+            lockstep=self.lockstep,
+            threads=self.threads,
+        )
+
+
+@dataclass
+class Iteration:
+    """What an engine reports of one round."""
+
+    metrics: Metrics
+    episodes: list[EpisodeRecord]
+    events: list[dict[str, Any]] = field(default_factory=list)  # restarts of workers or learners, for the ledger
+
+
+class Engine(Protocol):
+    """Where the rollout workers and the learner live."""
+
+    def iterate(self) -> Iteration: ...
+
+    def weights(self) -> Weights: ...
+
+    def learner_state(self) -> dict[str, Any]: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass
+class Start:
+    """Where a run begins: from the imitation checkpoint, or from its own newest one."""
+
+    checkpoint: Path
+    overrides: Mapping[str, Any]
+    learner: dict[str, Any] | None
+    loop: dict[str, Any]
+
+
+def finetune(run: FinetuneRun) -> Path:
+    """Run (or continue) to the first limit; returns the last checkpoint."""
+    torch.set_num_threads(run.threads)
+    out = Path(run.out)
+    out.mkdir(parents=True, exist_ok=True)
+    start = _start(run, out)
+    run = replace(run, policy_overrides=start.overrides)
+    ledger, log = Ledger(out / "ledger.jsonl"), RunLog(out, config=run.config, **run.logger)
+    engine = _engine(run, start)
+    loop = _Loop(run, out, start, engine, ledger, log)
+    try:
+        return loop.run_to_the_end()
+    finally:
+        engine.stop()
+        log.close()
+        ledger.close()
+
+
+def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -> Learner:
+    """The learner at the start of this run, wherever it lives."""
+    if policy is None:
+        policy = load_policy(start.checkpoint, overrides=dict(start.overrides))
+    terms = {
+        name: {"weight": node["weight"], "term": build(node["term"])}
+        for name, node in run.rewards.items()
+        if node["weight"]
+    }
+    learner = Learner(policy, make_algo(run), terms, seed=run.seed)
+    if start.learner:
+        learner.load(start.learner)
+    return learner
+
+
+def make_algo(run: FinetuneRun) -> Ppo:
+    """The hyper-parameters as the frozen dataclass they are."""
+    return build({"_target_": "rl.ppo.Ppo", **run.algo})
+
+
+def needs_of(run: FinetuneRun) -> tuple[str, ...]:
+    """What the reward terms want to have stored in segments."""
+    return tuple(sorted({n for v in run.rewards.values() if v["weight"] for n in build(v["term"]).needs}))
+
+
+class _Loop:
+    """The state of the loop; one method per thing it does."""
+
+    def __init__(
+        self, run: FinetuneRun, out: Path, start: Start, engine: Engine, ledger: Ledger, log: RunLog
+    ) -> None:
+        self.run, self.out, self.start, self.engine, self.ledger, self.log = run, out, start, engine, ledger, log
+        self.iteration = int(start.loop.get("iteration", 0))
+        self.env_steps = int(start.loop.get("env_steps", 0))
+        self.wall_before = float(start.loop.get("wall_s", 0.0))
+        self.recent: deque[bool] = deque((bool(x) for x in start.loop.get("recent", [])), maxlen=WINDOW)
+        self.started = time.monotonic()
+        self.last: Path = start.checkpoint
+        self.policy = load_policy(start.checkpoint, overrides=dict(start.overrides))
+        self.card = read_card(start.checkpoint)
+        self.parent = str(start.loop.get("parent", run.checkpoint))
+
+    @property
+    def wall_s(self) -> float:
+        return self.wall_before + time.monotonic() - self.started
+
+    def run_to_the_end(self) -> Path:
+        total, done = self._progress()
+        with Bar("finetune", total=total, done=done, quiet=self.run.quiet) as bar:
+            while not self._finished():
+                iteration = self.engine.iterate()
+                self.iteration += 1
+                self._account(iteration)
+                metrics = self._metrics(iteration)
+                self.log.write(self.iteration, metrics)
+                before, done = done, self._progress()[1]
+                bar.advance(done - before, success=metrics.get("rollout/success", 0.0), env_steps=self.env_steps)
+                if self.iteration % self.run.save_every == 0:
+                    self._save(metrics)
+        if self.last.name != f"step_{self.iteration:06d}":
+            self._save({})
+        return self.last
+
+    def _progress(self) -> tuple[int, int]:
+        """(total, done) of the limit that will end the run first, in thousandths."""
+        r = self.run
+        limits = [(self.iteration, r.iterations), (self.env_steps, r.max_env_steps), (self.wall_s, r.max_wall_s)]
+        return 1000, int(1000 * min(1.0, max(done / limit for done, limit in limits if limit)))
+
+    def _finished(self) -> bool:
+        r = self.run
+        return (
+            (r.iterations is not None and self.iteration >= r.iterations)
+            or (r.max_env_steps is not None and self.env_steps >= r.max_env_steps)
+            or (r.max_wall_s is not None and self.wall_s >= r.max_wall_s)
+        )
+
+    def _account(self, iteration: Iteration) -> None:
+        self.env_steps += int(iteration.metrics.get("rollout/env_steps", 0))
+        for episode in iteration.episodes:
+            self.ledger.write("episode", iteration=self.iteration, **asdict(episode))
+            if episode.valid:
+                self.recent.append(episode.success)
+        for event in iteration.events:
+            self.ledger.write(event["kind"], iteration=self.iteration, **{k: v for k, v in event.items() if k != "kind"})
+        steps = {k: v for k, v in iteration.metrics.items() if k.startswith("time/")}
+        self.ledger.write("iteration", iteration=self.iteration, env_steps=self.env_steps, wall_s=self.wall_s, **steps)
+
+    def _metrics(self, iteration: Iteration) -> Metrics:
+        valid = [e for e in iteration.episodes if e.valid]
+        low, high = wilson(sum(self.recent), len(self.recent)) if self.recent else (0.0, 1.0)
+        return iteration.metrics | {
+            "env_steps": self.env_steps,
+            "wall_s": round(self.wall_s, 3),
+            "rollout/success": sum(self.recent) / max(1, len(self.recent)),
+            "rollout/success_low": low,
+            "rollout/success_high": high,
+            "rollout/episodes": len(valid),
+            "rollout/lost_episodes": len(iteration.episodes) - len(valid),
+            "rollout/length": sum(e.length for e in valid) / max(1, len(valid)),
+        }
+
+    def _save(self, metrics: Metrics) -> None:
+        put_weights(self.policy, self.engine.weights())
+        loop = {
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "wall_s": self.wall_s,
+            "recent": list(self.recent),
+            "parent": self.parent,
+        }
+        self.last = self.out / f"step_{self.iteration:06d}"
+        save(
+            self.last,
+            self.policy,
+            node=dict(self.card.node) | dict(self.start.overrides),
+            env=self.card.env,
+            metrics=metrics,
+            config=dict(self.run.config),
+            parent=self.parent,
+            learner={"learner": self.engine.learner_state(), "loop": loop},
+        )
+        self.ledger.write("checkpoint", iteration=self.iteration, path=self.last.name)
+
+
+def _start(run: FinetuneRun, out: Path) -> Start:
+    own = newest(out)
+    if own is None:
+        checkpoint = find(Path(run.checkpoint))
+        return Start(checkpoint, run.policy_overrides, None, {})
+    state = load_learner(own)
+    if state is None:
+        raise ValueError(f"{own} holds no learner state; remove it, or give the run another name")
+    return Start(own, {}, state["learner"], state["loop"])
+
+
+def _engine(run: FinetuneRun, start: Start) -> Engine:
+    if run.engine == "local":
+        from rl.local import LocalEngine
+
+        return LocalEngine(run, start)
+    if run.engine == "ray":
+        from rl.plain import PlainEngine
+
+        return PlainEngine(run, start)
+    if run.engine == "rllib":
+        from rl.engine import RllibEngine
+
+        return RllibEngine(run, start)
+    raise ValueError(f"engine '{run.engine}': expected rllib, ray or local")
+
+
+def segment_metrics(segments: list[Any]) -> Metrics:
+    """Throughput of a round of collection; seconds are summed over workers."""
+    totals: Metrics = {}
+    for s in segments:
+        for k, v in s.stats.items():
+            totals[k] = totals.get(k, 0.0) + v
+    collect = totals.get("collect_s", 0.0)
+    return {
+        "rollout/env_steps": totals.get("env_steps", 0.0),
+        "rollout/restarts": totals.get("restarts", 0.0),
+        "rollout/env_reward": float(sum(float(s.env_reward.sum()) for s in segments)),
+        "time/collect_s": collect,
+        "time/policy_s": totals.get("policy_s", 0.0),
+        "time/sim_fraction": totals.get("wait_s", 0.0) / collect if collect else 0.0,
+    }
+
+
+def trainable(policy: Policy) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in as_module(policy).parameters() if p.requires_grad)

@@ -1,0 +1,232 @@
+"""From a segment to new weights: rewards, advantages, epochs of minibatches. Shared by all algorithms; no Ray.
+
+    Segment ─► reward terms ─► (return scale) ─► GAE ─► old log-prob, recomputed here ─► epochs x minibatches ─► weights
+
+Under torch.distributed the gradients are averaged over learners, and every learner takes the same number of steps.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrained.types import Metrics, Policy
+from rl.advantage import ReturnScale, gae
+from rl.losses import explained_variance
+from rl.ppo import Ppo, Stage
+from rl.rewards import combine
+from rl.types import Batch, Segment
+
+RATIO_TOLERANCE = 1e-4  # largest |log-ratio per scored link| allowed before the first step, in float32
+SCORE_ROWS = 256  # rows scored at once when old log-probs are recomputed
+
+
+class Learner:
+    """Owns the optimizer and the policy being trained."""
+
+    def __init__(
+        self, policy: Policy, algo: Ppo, rewards: Mapping[str, Any], *, seed: int = 0, device: str = "cpu"
+    ) -> None:
+        self.policy, self.algo, self.rewards = policy, algo, dict(rewards)
+        self.device = torch.device(device)
+        self.module: torch.nn.Module = policy  # type: ignore[assignment]  # policies are modules (pretrained.types)
+        self.module.to(self.device).eval()  # no dropout, no augmentation: log-probs must repeat
+        self.rng = torch.Generator().manual_seed(seed)
+        self.iteration = 0
+        self.env_steps = 0
+        self.return_scale = ReturnScale(algo.gamma)
+        self._names = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        groups = [
+            {"params": [p], "lr": _by_prefix(algo.lr, n), "base_lr": _by_prefix(algo.lr, n)}
+            for n, p in self._names.items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=algo.weight_decay, eps=1e-5)
+
+    def update(self, segment: Segment) -> Metrics:
+        """One iteration of learning. Raises RuntimeError if the first ratio is not 1."""
+        started = time.perf_counter()
+        stage = self.algo.stage(self.iteration)
+        self._enter(stage)
+        batch, metrics = self._targets(segment)
+        learned: list[Metrics] = []
+        stop = False
+        for epoch in range(self.algo.epochs):
+            for rows in self._minibatches(batch):
+                loss, m = self.algo.loss(self.policy, self._to_device(batch.rows(rows)), stage)
+                if not learned and "loss/max_log_ratio" in m:
+                    _first_ratio(m["loss/max_log_ratio"])
+                    metrics["loss/first_log_ratio"] = m["loss/max_log_ratio"]
+                m["loss/grad_norm"] = self._step(loss)
+                learned.append(m)
+                stop = self._agree_to_stop(m)
+                if stop:
+                    break
+            if stop:
+                metrics["loss/stopped_in_epoch"] = float(epoch)
+                break
+        for key in sorted({k for m in learned for k in m}):
+            values = [m[key] for m in learned if key in m]
+            metrics[key] = sum(values) / len(values)
+        self.iteration += 1
+        self.env_steps += int(segment.duration[segment.valid].sum())
+        metrics["time/learn_s"] = time.perf_counter() - started
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights, for an exact resume."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "return_scale": self.return_scale.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"].to(torch.uint8).cpu())
+        self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
+        self.return_scale.load(state["return_scale"])
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage) -> None:
+        """Apply the freezes and learning rates of the stage."""
+        for (name, p), group in zip(self._names.items(), self.optimizer.param_groups, strict=True):
+            frozen = name.startswith(tuple(stage.freeze)) if stage.freeze else False
+            p.requires_grad_(not frozen)
+            p.grad = None
+            group["lr"] = group["base_lr"] * stage.lr_scale
+
+    def _targets(self, segment: Segment) -> tuple[Batch, Metrics]:
+        reward, breakdown = combine(self.rewards, segment, self.algo.gamma)
+        metrics = {f"reward/{k}": v for k, v in breakdown.items()}
+        done = segment.terminated | segment.truncated
+        if self.algo.return_scale:
+            reward = self.return_scale(reward, segment.duration, done, segment.valid)
+            metrics["reward/scale"] = self.return_scale.std
+        advantage, returns = gae(
+            reward,
+            segment.value,
+            segment.next_value,
+            segment.duration,
+            segment.terminated,
+            segment.truncated,
+            segment.valid,
+            gamma=self.algo.gamma,
+            lam=self.algo.lam,
+        )
+        metrics["loss/explained_variance"] = explained_variance(segment.value, returns, segment.valid)
+        metrics["loss/return"] = float(returns[segment.valid].mean()) if segment.valid.any() else 0.0
+        if self.algo.normalize_advantage and int(segment.valid.sum()) > 1:
+            a = advantage[segment.valid]
+            advantage = (advantage - a.mean()) / (a.std() + 1e-8)
+        batch = Batch(
+            features=segment.features,
+            trace=segment.trace,
+            starts=segment.starts,
+            memory=segment.memory,
+            active=segment.active,
+            old_log_prob=segment.log_prob,
+            old_value=segment.value,
+            advantage=advantage,
+            returns=returns,
+            valid=segment.valid,
+        )
+        if self.policy.spec.memoryless:  # N * T streams of length 1: one minibatch path for all policies
+            batch = _flatten(batch)
+        batch.old_log_prob = self._rescore(batch)
+        flat = segment.log_prob.reshape(batch.old_log_prob.shape)
+        gap = ((flat - batch.old_log_prob).abs() * (batch.active & batch.valid[..., None])).max()
+        metrics["loss/rollout_log_prob_gap"] = float(gap)
+        return batch, metrics
+
+    @torch.no_grad()
+    def _rescore(self, batch: Batch) -> Tensor:
+        """Log-probs of all links in the learner's own precision."""
+        n, parts = batch.valid.shape[0], []
+        step = max(1, SCORE_ROWS // batch.valid.shape[1])
+        for start in range(0, n, step):
+            part = self._to_device(batch.rows(torch.arange(start, min(n, start + step))))
+            scored = self.policy.evaluate(part.features, part.trace, part.starts, part.memory)
+            parts.append(scored.log_prob.float().cpu())
+        return torch.cat(parts)
+
+    def _minibatches(self, batch: Batch) -> list[Tensor]:
+        n = batch.valid.shape[0]
+        count = min(self.algo.minibatches, n)
+        if dist.is_initialized() and dist.get_world_size() > 1:  # uneven rollouts must not leave a learner waiting
+            shared = torch.tensor(count)
+            dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+            count = int(shared)
+        return list(torch.randperm(n, generator=self.rng).tensor_split(count))
+
+    def _step(self, loss: Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for p in self._names.values() if p.grad is not None]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for p in parameters:
+                dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
+                p.grad /= dist.get_world_size()  # type: ignore[operator]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.algo.max_grad_norm))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise RuntimeError(
+                f"gradient norm is {norm} at iteration {self.iteration}; nothing was changed. "
+                "Lower algo.lr, or check rewards and observations for values that are not finite"
+            )
+        self.optimizer.step()
+        return norm
+
+    def _agree_to_stop(self, m: Metrics) -> bool:
+        """Target-KL stop; one learner over the limit stops all."""
+        if self.algo.max_kl is None:
+            return False
+        stop = m.get("loss/kl", 0.0) > self.algo.max_kl
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flag = torch.tensor(float(stop))
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            stop = bool(flag)
+        return stop
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return Batch(**{k: _move(v, self.device) for k, v in vars(batch).items()})
+
+
+def _first_ratio(delta: float) -> None:
+    if not delta < RATIO_TOLERANCE:
+        raise RuntimeError(
+            f"before the first update the log-ratio is {delta:.3g}, expected 0 within {RATIO_TOLERANCE:g}: "
+            "the policy does not score what it sampled (dropout, augmentation, or a chain whose sampler and scorer differ)"
+        )
+
+
+def _by_prefix(lr: Mapping[str, float] | float, name: str) -> float:
+    """Learning rate of the longest prefix of `name`."""
+    if isinstance(lr, int | float):
+        return float(lr)
+    matches = [p for p in lr if name.startswith(p)]
+    if not matches:
+        raise ValueError(f"algo.lr has no entry for parameter '{name}'; add a default under the key ''")
+    return float(lr[max(matches, key=len)])
+
+
+def _flatten(batch: Batch) -> Batch:
+    """[N, T, ...] to [N * T, 1, ...]; memory is empty."""
+
+    def flat(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: flat(x) for k, x in v.items()}
+        return v.reshape(v.shape[0] * v.shape[1], 1, *v.shape[2:])
+
+    return Batch(**{k: {} if k == "memory" else flat(v) for k, v in vars(batch).items()})
+
+
+def _move(v: Any, device: torch.device) -> Any:
+    return {k: _move(x, device) for k, x in v.items()} if isinstance(v, dict) else v.to(device)

@@ -1,0 +1,71 @@
+"""The reference driver: plain Ray actors, no RLlib. Proves that the core needs none, and is the way out if it ends."""
+
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
+from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_numpy, to_torch
+from rl.types import Segment, join
+
+EMPTY_ROUNDS = 3  # rounds without any data before giving up
+
+
+@ray.remote(num_cpus=1)
+class _Worker:
+    def __init__(self, plan: RolloutPlan, index: int) -> None:
+        self.worker = RolloutWorker(plan, index)
+
+    def sample(self, weights: Weights, version: int) -> Segment:
+        self.worker.set_weights(weights, version)
+        return to_numpy(self.worker.sample())
+
+    def stop(self) -> None:
+        self.worker.stop()
+
+
+class PlainEngine:
+    """Actors for the workers, the learner in the driver."""
+
+    def __init__(self, run: FinetuneRun, start: Start) -> None:
+        if not ray.is_initialized():
+            ray.init(address=run.ray_address or None, include_dashboard=False, log_to_driver=False)
+        self.run = run
+        self.learner = make_learner(run, start)
+        seed = run.seed + self.learner.iteration
+        self.plan = run.plan(str(start.checkpoint.resolve()), needs_of(run), make_algo(run).gamma, seed)
+        self.workers = [_Worker.remote(self.plan, i) for i in range(run.num_workers)]
+        self.empty = 0
+
+    def iterate(self) -> Iteration:
+        """Collect on all workers, replace those that fail, learn from the rest."""
+        weights = ray.put(get_weights(self.learner.policy))
+        version, events = self.learner.iteration, []
+        pending = [w.sample.remote(weights, version) for w in self.workers]
+        segments: list[Segment] = []
+        for i, reference in enumerate(pending):
+            try:
+                segments.append(to_torch(ray.get(reference, timeout=self.run.sample_timeout_s)))
+            except (RayActorError, RayTaskError, GetTimeoutError) as e:
+                events.append({"kind": "worker_restart", "worker": i, "cause": f"{type(e).__name__}: {str(e)[:300]}"})
+                ray.kill(self.workers[i])
+                self.workers[i] = _Worker.remote(self.plan, i)
+        self.empty = 0 if segments else self.empty + 1
+        if self.empty >= EMPTY_ROUNDS:
+            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last: {events[-1]['cause']}")
+        if not segments:
+            return Iteration({}, [], events)
+        metrics = segment_metrics(segments) | self.learner.update(join(segments))
+        return Iteration(metrics, [e for s in segments for e in s.episodes], events)
+
+    def weights(self) -> Weights:
+        return get_weights(self.learner.policy)
+
+    def learner_state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            ray.kill(worker)
+        ray.shutdown()
