@@ -201,12 +201,13 @@ class Arm:
         env, robot = self.env, self.env.robots[0]
         self._close_renderer()
         self.model, self.data = env.sim.model._model, env.sim.data._data
+        self._geom_ids: Dict[Tuple[str, ...], np.ndarray] = {}
         self.substeps = int(env.control_timestep / env.model_timestep)
         self.eef_site = int(_only(robot.eef_site_id))
         self._hand_body = env.sim.model.body_name2id(_only(robot.robot_model.eef_name))
         self._joint_pos = np.asarray(robot._ref_joint_pos_indexes)
         self._joint_vel = np.asarray(robot._ref_joint_vel_indexes)
-        self._gripper_pos = np.asarray(_only(robot._ref_gripper_joint_pos_indexes) or [], dtype=np.int64)
+        self.gripper_addresses = np.asarray(_only(robot._ref_gripper_joint_pos_indexes) or [], dtype=np.int64)
 
     def reset(self, seed: int) -> None:
         """Start an episode; the same seed gives the same state to the bit, whatever happened before."""
@@ -216,7 +217,7 @@ class Arm:
             # Stock soft resets forget this one: the last episode's finger command would leak into the next.
             gripper.current_action = np.zeros_like(gripper.current_action)
         if isinstance(getattr(env, "rng", None), np.random.Generator):  # robosuite 1.5; its samplers share the object
-            env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+            env.rng.bit_generator.state = np.random.default_rng(seed % 2**32).bit_generator.state
         with seeded(seed):
             env.reset()
         if env.sim.model._model is not self.model:
@@ -268,19 +269,19 @@ class Arm:
         return self._renderer.render(self.data)
 
     def robot_state(self) -> Dict[str, np.ndarray]:
-        """Pose of the hand (quaternion xyzw), fingers, joints; as the stock observations have them."""
+        """Pose of the hand (quaternion xyzw), fingers, joints, as the stock observations have them.
+
+        `finger_axis` is the direction in which the fingers open (for a Panda: the grip site's x axis).
+        """
         qpos, qvel = self.data.qpos, self.data.qvel
         return {
             "eef_pos": self.data.site_xpos[self.eef_site].copy(),
             "eef_quat": xyzw(self.data.xquat[self._hand_body]),
-            "gripper_qpos": qpos[self._gripper_pos],
+            "gripper_qpos": qpos[self.gripper_addresses],
             "joint_pos": qpos[self._joint_pos],
             "joint_vel": qvel[self._joint_vel],
+            "finger_axis": self.data.site_xmat[self.eef_site].reshape(3, 3)[:, 0].copy(),
         }
-
-    def grip_axes(self) -> np.ndarray:
-        """Orientation of the grip site as a matrix; for a Panda, its first column is where the fingers open to."""
-        return self.data.site_xmat[self.eef_site].reshape(3, 3).copy()
 
     def body_pose(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
         """Position [3] and quaternion xyzw [4] of a body."""
@@ -289,7 +290,10 @@ class Arm:
 
     def bounds(self, geoms: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
         """Low and high corner of the world-axis box around the named geoms."""
-        ids = [self.env.sim.model.geom_name2id(name) for name in geoms]
+        key = tuple(geoms)
+        if key not in self._geom_ids:
+            self._geom_ids[key] = np.array([self.env.sim.model.geom_name2id(name) for name in key])
+        ids = self._geom_ids[key]
         turn = self.data.geom_xmat[ids].reshape(-1, 3, 3)
         box = self.model.geom_aabb[ids]  # centre and half sizes, in the geom's own axes
         centre = self.data.geom_xpos[ids] + np.einsum("gij,gj->gi", turn, box[:, :3])
