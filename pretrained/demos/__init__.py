@@ -1,0 +1,6 @@
+"""Demonstrations: reading, writing and collecting them."""
+
+from pretrained.demos.libero import DemoWriter, Recorded, resolve, stored_spec
+from pretrained.demos.windows import Demos
+
+__all__ = ["DemoWriter", "Demos", "Recorded", "resolve", "stored_spec"]
