@@ -21,14 +21,13 @@ $(STAMP): $(REQUIREMENTS)
 	@touch $@
 
 gl: $(STAMP)
-	@$(PY) -m envs.install gl
+	@$(PY) launch.py install gl
 
 demo: setup
 	$(PY) launch.py demo
 
 simulators: setup
-	@$(PY) launch.py install libero
-	@$(PY) launch.py install robosuite15
+	@$(PY) launch.py install libero robosuite15
 
 test: setup simulators
 	$(PY) -m pytest

@@ -6,6 +6,7 @@ line after it.
 """
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -56,7 +57,7 @@ class Ledger:
     def write_many(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records in one system call."""
         now = round(time.time(), 3)
-        text = "".join(json.dumps({"time": now, **r}, allow_nan=False) + "\n" for r in records)
+        text = "".join(json.dumps({"time": now, **_plain(r)}, allow_nan=False) + "\n" for r in records)
         if not text:
             return
         raw = text.encode()
@@ -70,6 +71,11 @@ class Ledger:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that are not finite become null: JSON has no word for them, and a run must not die of its account."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

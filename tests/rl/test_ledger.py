@@ -54,12 +54,14 @@ def test_torn_line_is_skipped_and_closed(tmp_path: Path, torn: bytes) -> None:
     assert [r["event"] for r in read(path)] == ["started", "finished"]
 
 
-def test_missing_file_and_bad_number(tmp_path: Path) -> None:
+def test_missing_file_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
     assert list(read(tmp_path / "none.jsonl")) == []
-    with Ledger(tmp_path / "ledger.jsonl") as ledger, pytest.raises(ValueError, match="JSON"):
-        ledger.write("finished", reward=float("nan"))
-    assert list(read(tmp_path / "ledger.jsonl")) == []
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.write("episode", reward=float("nan"), length=3)
     ledger.close()
+    (record,) = read(tmp_path / "ledger.jsonl")
+    assert record["reward"] is None
+    assert record["length"] == 3
 
 
 def _writer(path: Path, name: int, count: int) -> None:

@@ -1,0 +1,317 @@
+"""The command line: `python launch.py <verb> [group=choice] [key=value ...]`. Nothing here does any work itself."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent
+NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects
+FLAGS = ("--dry", "--debug", "--help", "-h")
+SMALL_SHM = 256 * 2**20  # bytes; Docker gives 64 MiB unless told otherwise
+
+
+class Verb(NamedTuple):
+    """A word of the command line."""
+
+    does: str
+    example: str
+    call: Callable[[list[str], bool], int]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0 done, 1 a check or a bug, 2 the user's mistake, 130 interrupted."""
+    flags = [w for w in words if w.startswith("-")]
+    rest = [w for w in words if not w.startswith("-")]
+    verb = rest.pop(0) if rest else "help"
+    try:
+        if unknown := [f for f in flags if f not in FLAGS]:
+            raise ValueError(f"unknown flag '{unknown[0]}'; expected one of {', '.join(FLAGS)}, or key=value")
+        if verb == "help" or {"--help", "-h"} & set(flags):
+            print(_help([verb, *rest]))
+            return 0
+        if verb not in VERBS:
+            raise ValueError(f"unknown verb '{verb}'; {_nearest(verb, list(VERBS))}")
+        return VERBS[verb].call(rest, "--dry" in flags)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it can", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as e:
+        if "--debug" in flags or not _said_by_us(e):
+            raise
+        print(f"{verb}: {e}\n(--debug shows where this comes from)", file=sys.stderr)
+        return 2
+
+
+# --- verbs that run a configuration -----------------------------------------------------------------------------------
+
+
+def collect(words: list[str], dry: bool) -> int:
+    """Record demonstrations by a scripted expert."""
+    if tree := _tree("collect", words, dry):
+        from pretrained.demos.collect import collect as work
+
+        print(work(_made(tree)))
+    return 0
+
+
+def pretrain(words: list[str], dry: bool) -> int:
+    """Imitate demonstrations."""
+    if tree := _tree("pretrain", words, dry):
+        from pretrained.imitate import imitate as work
+
+        print(work(_made(tree)))
+    return 0
+
+
+def finetune(words: list[str], dry: bool) -> int:
+    """Improve a checkpoint by PPO."""
+    if tree := _tree("finetune", words, dry):
+        from rl.finetune import finetune as work
+
+        print(work(_made(tree)))
+    return 0
+
+
+def evaluate(words: list[str], dry: bool) -> int:
+    """Measure a checkpoint on fixed initial states."""
+    if tree := _tree("evaluate", words, dry):
+        from rl.evaluate import evaluate as work
+
+        summary = work(_made(tree))
+        print(f"success {_rate(summary)} of {summary['episodes']} episodes; records in {tree['out']}")
+        return 0 if summary["episodes"] else 1
+    return 0
+
+
+def demo(words: list[str], dry: bool) -> int:
+    """Run the main job from demonstrations to report."""
+    if tree := _tree("demo", words, dry):
+        from rl.demo import demo as work
+
+        page = work(_made(tree))
+        _print_summary(page)
+    return 0
+
+
+def report(words: list[str], dry: bool) -> int:
+    """Write the HTML report of a run folder."""
+    if len(words) != 1 or "=" in words[0]:
+        raise ValueError("expected one run folder, for example: launch.py report runs/demo")
+    from rl.report import report as work
+
+    if dry:
+        print(Path(words[0]) / "report.html")
+    else:
+        print(work(Path(words[0])))
+    return 0
+
+
+def _tree(verb: str, words: list[str], dry: bool) -> dict[str, Any]:
+    """The checked configuration with the command that made it; {} after a dry run, which prints it."""
+    from configs.load import dump, load
+
+    tree = load(verb, words)
+    if dry:
+        print(dump(tree), end="")
+        return {}
+    return _with_origin(tree, verb, "python launch.py " + " ".join([verb, *words]))
+
+
+def _with_origin(tree: dict[str, Any], verb: str, command: str) -> dict[str, Any]:
+    """Fill in `command` and `config` where the run keeps them: what was typed, and what it resolved to."""
+    from configs.schema import parameters
+
+    known = parameters(str(tree["_target_"]), verb)
+    out = {k: _with_origin(v, k, command) if k in NODES[1:] and isinstance(v, dict) else v for k, v in tree.items()}
+    if "config" in known and not out.get("config"):
+        out["config"] = dict(tree)
+    if "command" in known and not out.get("command"):
+        out["command"] = command
+    return out
+
+
+def _made(tree: dict[str, Any]) -> Any:
+    """Build the settings object of a verb, with those nested in it."""
+    from envs.build import build
+
+    nested = {k: _made(v) for k, v in tree.items() if k in NODES and isinstance(v, dict) and "_target_" in v}
+    lists = {k: tuple(v) for k, v in tree.items() if isinstance(v, list)}
+    return build({**tree, **lists, **nested})
+
+
+# --- verbs about this machine -----------------------------------------------------------------------------------------
+
+
+def install(words: list[str], dry: bool) -> int:
+    """Install simulators' interpreters, or the system's rendering libraries (gl)."""
+    from envs.install import check_gl, gl_command, install_gl, simulators
+    from envs.install import install as work
+
+    known = ["gl", *simulators()]
+    for name in words or ["?"]:
+        if name not in known:
+            what = "name what to install" if name == "?" else f"unknown simulator '{name}'"
+            raise ValueError(f"{what}; {_nearest(name, known)}")
+    for name in words:
+        if dry:
+            print(gl_command() if name == "gl" else f"python -m venv .venvs/{name}; see envs/requirements/{name}.txt")
+        elif name != "gl":
+            work(name, ROOT, print)
+        elif missing := check_gl():
+            if command := install_gl(print):
+                raise ValueError(f"missing for offscreen rendering: {', '.join(missing)}; type: {command}")
+    return 0
+
+
+def doctor(words: list[str], dry: bool) -> int:
+    """Check this machine, and with env=... a simulator."""
+    rows = _machine()
+    if not dry and words:
+        from configs.load import load
+
+        rows += _simulator(_made(load("collect", words)["env"]))
+    width = max(len(r[0]) for r in rows)
+    for name, value, verdict in rows:
+        print(f"  {name:<{width}}  {verdict:<4}  {value}")
+    bad = [name for name, _, verdict in rows if verdict == "BAD"]
+    print(f"{len(bad)} of {len(rows)} checks need attention" + (f": {', '.join(bad)}" if bad else ""))
+    return 1 if bad else 0
+
+
+def _machine() -> list[tuple[str, str, str]]:
+    """(name, value, verdict) of what everything else stands on."""
+    from importlib import metadata
+
+    from envs.install import check_gl, gl_command
+
+    version = sys.version.split()[0]
+    rows = [("python", version, "ok" if sys.version_info[:2] == (3, 11) else "BAD")]
+    for package in ("torch", "ray", "gymnasium", "mujoco", "robosuite", "transformers"):
+        try:
+            rows.append((package, metadata.version(package), "ok"))
+        except metadata.PackageNotFoundError:
+            rows.append((package, "not installed; type: make setup", "BAD"))
+    backend = os.environ.get("MUJOCO_GL", "osmesa")
+    missing = check_gl(backend)
+    rows.append((f"rendering ({backend})", f"missing {missing}; type: {gl_command()}" if missing else "loads",
+                 "BAD" if missing else "ok"))  # fmt: skip
+    rows.append(("cores", str(len(os.sched_getaffinity(0))), "ok"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows.append(("memory", f"{memory / 2**30:.1f} GiB", "ok" if memory > 4 * 2**30 else "BAD"))
+    shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    text = f"{shared / 2**20:.0f} MiB free" + ("" if shared >= SMALL_SHM else "; in Docker: --shm-size=2g")
+    rows.append(("/dev/shm", text, "ok" if shared >= SMALL_SHM else "BAD"))
+    return rows
+
+
+def _simulator(config: Any) -> list[tuple[str, str, str]]:
+    """Start two children of a simulator, take random steps, and put them through the environment laws."""
+    import numpy as np
+
+    from envs.check import check_vector, sample_action
+    from envs.vector import SimVector
+
+    began = time.perf_counter()
+    vector = SimVector([config, config])
+    try:
+        spec = vector.env_spec
+        rows = [("simulator", f"{spec.env_id}: started in {time.perf_counter() - began:.1f} s", "ok")]
+        rows.append(
+            ("tasks", f"{len(spec.tasks)}: {', '.join(spec.tasks[:12])}{' ...' if spec.tasks[12:] else ''}", "ok")
+        )
+        rows.append(("cameras", ", ".join(f"{k} {y}x{x}" for k, (y, x) in spec.cameras.items()), "ok"))
+        rows.append(("actions", f"{', '.join(spec.actions)} ({spec.action_convention}, {spec.control_hz:g} Hz)", "ok"))
+        rng = np.random.default_rng(0)
+        vector.send_reset(0, spec.tasks[0], 0)
+        vector.wait()
+        vector.take(0)
+        began, steps = time.perf_counter(), 0
+        for _ in range(20):
+            vector.send_step(0, sample_action(spec, rng)[None])
+            vector.wait()
+            arrival = vector.take(0)
+            steps += arrival.executed
+            if arrival.kind == "failed" or arrival.terminated or arrival.truncated:
+                break
+        rows.append(("random steps", f"{steps} rendered, {steps / (time.perf_counter() - began):.0f} per second", "ok"))
+        rows += [(f"law: {law}", "holds", "ok") for law in check_vector(vector)]
+    except AssertionError as e:
+        rows.append(("law", str(e), "BAD"))
+    finally:
+        vector.close()
+    return rows
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+VERBS = {
+    "install": Verb("install a simulator's interpreter, or the rendering libraries", "install libero", install),
+    "doctor": Verb("check this machine and a simulator", "doctor env=robosuite_lift", doctor),
+    "collect": Verb("record demonstrations by a scripted expert", "collect env=robosuite_lift episodes=50", collect),
+    "pretrain": Verb("imitate demonstrations", "pretrain policy=flow demos=runs/demos/demos.hdf5", pretrain),
+    "finetune": Verb("improve a checkpoint by PPO", "finetune checkpoint=runs/pretrain algo=reinflow", finetune),
+    "evaluate": Verb("measure a checkpoint", "evaluate checkpoint=runs/finetune episodes=100", evaluate),
+    "report": Verb("write the HTML page of a run", "report runs/demo", report),
+    "demo": Verb("all of it: collect, pretrain, fine-tune, evaluate, report", "demo run=demo seed=1", demo),
+}
+
+
+def _help(words: list[str]) -> str:
+    """Plain help; imports nothing, so that it is quick."""
+    verb = next((w for w in words if w in VERBS), "")
+    lines = ["usage: python launch.py <verb> [group=choice ...] [key=value ...] [--dry] [--debug]", ""]
+    for name in [verb] if verb else list(VERBS):
+        lines += [f"  {name:<9} {VERBS[name].does}", f"            e.g. python launch.py {VERBS[name].example}"]
+    lines += ["", "groups (configs/<group>/<choice>.yaml):"]
+    for folder in sorted(p for p in (ROOT / "configs").iterdir() if p.is_dir() and not p.name.startswith("_")):
+        lines.append(f"  {folder.name:<9} {' '.join(sorted(p.stem for p in folder.glob('*.yaml')))}")
+    lines += ["", "--dry prints the resolved configuration and stops; --debug shows tracebacks."]
+    return "\n".join(lines)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    from configs.schema import nearest
+
+    return nearest(word, known)
+
+
+def _said_by_us(error: BaseException) -> bool:
+    """Whether one of our own files raised this. What a library raises is a bug of ours, and needs its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    path = Path(trace.tb_frame.f_code.co_filename)
+    return ROOT in path.parents and not any(part.startswith(".venv") for part in path.parts)
+
+
+def _rate(part: dict[str, Any]) -> str:
+    return f"{part['success']:.1%} [{part['low']:.1%}, {part['high']:.1%}]"
+
+
+def _print_summary(page: Path) -> None:
+    """The table that ends the main job."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = json.loads((page.parent / "summary.json").read_text())
+    table = Table(title=f"{summary['task']}, seed {summary['seed']}: success and its 95 % interval")
+    for heading in ("", "success", "episodes"):
+        table.add_column(heading)
+    for name in ("before", "after"):
+        table.add_row(name, _rate(summary[name]), str(summary[name]["episodes"]))
+    table.caption = f"{summary['env_steps']} environment steps, {summary['wall_s'] / 60:.1f} minutes"
+    Console().print(table)
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
