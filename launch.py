@@ -161,9 +161,8 @@ def install(words: list[str], dry: bool) -> int:
             print(gl_command() if name == "gl" else f"python -m venv .venvs/{name}; see envs/requirements/{name}.txt")
         elif name != "gl":
             work(name, ROOT, print)
-        elif missing := check_gl():
-            if command := install_gl(print):
-                raise ValueError(f"missing for offscreen rendering: {', '.join(missing)}; type: {command}")
+        elif (missing := check_gl()) and (command := install_gl(print)):
+            raise ValueError(f"missing for offscreen rendering: {', '.join(missing)}; type: {command}")
     return 0
 
 
