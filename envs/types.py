@@ -93,6 +93,8 @@ class Observation:
 
 @dataclass(frozen=True)
 class Step:
+    """What one control step led to."""
+
     obs: Observation  # at the end of an episode this is the true final observation
     reward: float  # the benchmark's own reward
     terminated: bool  # the task ended

@@ -125,6 +125,7 @@ def _leave_with_parent() -> None:
 
 
 def main() -> None:
+    """Serve one simulator over the socket whose number is the argument, until it closes."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     host = _Host()
