@@ -129,13 +129,13 @@ class CameraRenderer:
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         model.vis.quality.offsamples = samples
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
 
     def render(self, data: Any) -> Dict[str, np.ndarray]:
         """Images of all cameras at the poses that `data` holds now; new arrays each time."""
         mujoco = self._mujoco
         self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer may have its own
         images = {}
         for name, (y, x) in self._sizes.items():
             self._camera.fixedcamid = self._ids[name]
@@ -186,8 +186,10 @@ class Arm:
             raise EnvError(f"render quality '{quality}' is unknown; expected one of {', '.join(QUALITIES)}")
         import mujoco
 
-        self.env = env
+        self.env: Any = env
         self._mujoco = mujoco
+        kinds = mujoco.mjtWarning
+        self._alarms = [int(kind) for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
         self._cameras = dict(cameras)
         self._quality = quality
         self._single_forward = single_forward
@@ -234,7 +236,6 @@ class Arm:
         """
         env, mujoco, model, data = self.env, self._mujoco, self.model, self.data
         env.timestep += 1
-        expected = data.time + (self.substeps - 0.5) * env.model_timestep
         first, second = (mujoco.mj_step1, mujoco.mj_step2) if self._single_forward else _stock_halves(mujoco)
         if self._single_forward:
             env.sim.forward = _nothing  # the controllers call it; an instance attribute hides the method
@@ -249,14 +250,14 @@ class Arm:
             raise EnvError(f"the simulation became unstable ({e}); reset the environment") from e
         finally:
             env.sim.__dict__.pop("forward", None)
-        if data.time < expected:  # MuJoCo answers a bad state by silently starting over
-            raise EnvError("the simulation became unstable and MuJoCo restarted it; reset the environment")
         self.check()
         env.cur_time += env.control_timestep
         return float(env._post_action(action)[0])
 
     def check(self) -> None:
-        """Raise EnvError if the state is not finite."""
+        """Raise EnvError if the state is not finite, or if MuJoCo has met one that was not."""
+        if any(self.data.warning[kind].number for kind in self._alarms):  # it silently starts the scene over
+            raise EnvError("the simulation became unstable and MuJoCo restarted it; reset the environment")
         if not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all()):
             raise EnvError("the simulator's state is not finite; reset the environment")
 
