@@ -1,8 +1,9 @@
 """Chains: every policy goes from x_0 to x_K in K links, each a distribution that can be drawn from and scored.
 
 A kernel is one family of links: `FlowNoise` and `FlowSde` are here, `Ddpm`, `Ddim` and `Edm` in `pretrained.diffusion`,
-`Gaussian` and `Categorical`, of one link, in `pretrained.heads`; all are reachable as `pretrained.chain.<Name>`. Each has exactly one `transition`, which `sample` and `score` both call, on
-one time grid, in float32: sampler and scorer cannot drift apart. x is the normalised action chunk, roughly [-1, 1].
+`Gaussian` and `Categorical`, of one link, in `pretrained.heads`; all can be named as `pretrained.chain.<Name>`. Each
+has exactly one `transition`, which `sample` and `score` both call, on one time grid, in float32: sampler and scorer
+cannot drift apart. x is the normalised action chunk, roughly [-1, 1].
 
 Time of flows is t_k = k / K with noise at 0 and data at 1; the network is never asked at t = 1. Diffusion kernels
 give the network a time that also grows from noise to data. docs/chains.md has the formulas.
@@ -12,8 +13,8 @@ Departures from the papers, on purpose:
 - ReinFlow's grid bug (sampling on linspace(0, 1, K), scoring on k / K) is not reproduced.
 - log N(x_0) does not depend on the weights; it is left out of the log-prob.
 - A log-prob counts the executed rows of each link, although rows that are not executed influence later links.
-- DDIM starts at `first` * train_steps instead of the last step: there sqrt(alpha_bar) is so small that the clamp of
-  the predicted sample leaves no gradient.
+- Diffusion schedules end less noisy (`max_beta` 0.97 instead of 0.999; DDIM starts at `first` * train_steps): where
+  sqrt(alpha_bar) is tiny, the clamp of the predicted sample leaves the first link without gradient.
 - Greedy decisions follow the noiseless sampler (the ODE, eta = 0), which is each link's mean where noise is additive.
 """
 

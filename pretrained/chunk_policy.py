@@ -67,9 +67,7 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel: Kernel = build(kernel)
-        execute = horizon if execute is None else execute
-        _check(env, self.kernel, horizon, execute, memory, greedy_start, cameras)
-        seen = {c: env.cameras[c] for c in (env.cameras if cameras is None else cameras)}
+        seen = {c: env.cameras[c] for c in _cameras(env, cameras)}
         self.spec = PolicySpec(
             cameras=seen,
             proprio=tuple(env.proprio),
@@ -80,13 +78,15 @@ class ChunkPolicy(nn.Module):
             control_hz=env.control_hz,
             num_actions=env.num_actions,
             horizon=horizon,
-            execute=execute,
+            execute=horizon if execute is None else execute,
             history=history,
             links=self.kernel.steps,
             memoryless=memory == "none",
         )
+        _check(env.env_id, self.spec, self.kernel)
+        _check_choice("memory", memory, ("none", "gru"))
+        _check_choice("greedy_start", greedy_start, ("sample", "zero"))
         self.augment, self.zero_start, self.critic_detach = augment, greedy_start == "zero", critic_detach
-        action_dim = env.action_dim
         binary = sorted({*binary, *getattr(self.kernel, "binary", ())})
         mode = "identity" if self.kernel.discrete else normalize
         self.actions = ActionNormalizer(env.low, env.high, mode=mode, binary=binary)
@@ -94,30 +94,36 @@ class ChunkPolicy(nn.Module):
         self.encoder = build(encoder, cameras=seen)
         self.towers = cast(Encoder, self.encoder)
         self.frozen_encoder = frozen_encoder or self.towers.always_frozen
-        proprio_dim = history * env.proprio_dim
+        if self.frozen_encoder:
+            self.encoder.requires_grad_(False)
+        self._build_actor(fusion, network, width, memory)
+        self.critic = Critic(width + history * env.proprio_dim, width=critic_width)
+
+    def _build_actor(
+        self, fusion: Mapping[str, Any], network: Mapping[str, Any] | str, width: int, memory: str
+    ) -> None:
+        spec, sizes = self.spec, {"horizon": self.spec.horizon, "action_dim": self.spec.action_dim}
         self.actor = nn.ModuleDict()
         self.actor["fusion"] = build(
             fusion,
-            image_dim=history * self.towers.image_dim,
+            image_dim=spec.history * self.towers.image_dim,
             text_dim=self.towers.text_dim,
-            proprio_dim=proprio_dim,
-            proprio=self.spec.proprio,
+            proprio_dim=spec.history * len(spec.proprio),
+            proprio=spec.proprio,
             width=width,
         )
         if memory == "gru":
             self.actor["memory"] = GruMemory(width, width)
-        node = NETWORKS[network] if isinstance(network, str) else network
-        sizes = {"horizon": horizon, "action_dim": action_dim, "cond_dim": width}
-        outputs = env.num_actions if self.kernel.discrete else action_dim
-        self.actor["network"] = build({"width": width, **node}, outputs=outputs, **sizes)
+        if isinstance(network, str):
+            _check_choice("network", network, tuple(NETWORKS))
+            network = NETWORKS[network]
+        outputs = spec.num_actions if self.kernel.discrete else spec.action_dim
+        self.actor["network"] = build({"width": width, **network}, outputs=outputs, cond_dim=width, **sizes)
         self.noise: nn.Module | None = None
         if self.kernel.noise_head == "state":
-            self.noise = StateNoise(**sizes)
+            self.noise = StateNoise(cond_dim=width, **sizes)
         elif self.kernel.noise_head == "free":
-            self.noise = FreeNoise(horizon=horizon, action_dim=action_dim)
-        self.critic = Critic(width + proprio_dim, width=critic_width)
-        if self.frozen_encoder:
-            self.encoder.requires_grad_(False)
+            self.noise = FreeNoise(**sizes)
 
     @property
     def device(self) -> torch.device:
@@ -168,13 +174,13 @@ class ChunkPolicy(nn.Module):
             )
         return image
 
-    def _condition(self, x: Features) -> tuple[Tensor, Tensor]:
+    def condition(self, x: Features) -> tuple[Tensor, Tensor]:
         """Features [B, ...] -> fused [B, D] and z-scored proprioception [B, L P]."""
         proprio = self.proprio(x["proprio"]).flatten(1)
         if self.frozen_encoder:
             pooled, text = x["pooled"], x["text"]
         else:
-            b, steps = x["proprio"].shape[:2]
+            b = len(proprio)
             images = {c: x[f"image/{c}"].flatten(0, 1) for c in self.spec.cameras}
             pooled = self.towers.embed_images(images).view(b, -1) if images else proprio.new_zeros(b, 0)
             text = self.towers.embed_text(x["tokens"])
@@ -199,7 +205,7 @@ class ChunkPolicy(nn.Module):
     @torch.no_grad()
     def act(self, x: Features, memory: Memory, rng: Rng, greedy: bool = False) -> tuple[Decision, Memory]:
         """Decide for N rows."""
-        cond, proprio = self._condition(x)
+        cond, proprio = self.condition(x)
         cond, memory = self._remember(cond, memory)
         drawn = chain.sample(
             self.kernel,
@@ -226,7 +232,7 @@ class ChunkPolicy(nn.Module):
     ) -> Evaluation:
         """Score recorded decisions [N, T]."""
         n, t = trace.shape[:2]
-        cond, proprio = self._condition({k: v.flatten(0, 1) for k, v in x.items()})
+        cond, proprio = self.condition({k: v.flatten(0, 1) for k, v in x.items()})
         if not self.spec.memoryless:
             cond = self.actor["memory"].sequence(cond.unflatten(0, (n, t)), starts, memory["h"]).flatten(0, 1)
         scores, entropy = chain.score(
@@ -243,7 +249,7 @@ class ChunkPolicy(nn.Module):
     @torch.no_grad()
     def value(self, x: Features, memory: Memory) -> Tensor:
         """[N], without deciding."""
-        cond, proprio = self._condition(x)
+        cond, proprio = self.condition(x)
         return self._value(self._remember(cond, memory)[0], proprio)
 
     def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
@@ -261,7 +267,7 @@ class ChunkPolicy(nn.Module):
         """As `imitation_loss`, from features: with a frozen encoder they can be computed once for a whole data set."""
         if not bool(torch.isfinite(actions).all()):
             raise ValueError("demonstrated actions are not finite; drop the broken episodes")
-        cond, _ = self._condition(x)
+        cond, _ = self.condition(x)
         cond, _ = self._remember(cond, self.initial_memory(len(cond)))
         target = actions.float() if self.kernel.discrete else self.actions.encode(actions.float())
         lesson = self.kernel.lesson(target, rng)
@@ -282,35 +288,28 @@ class ChunkPolicy(nn.Module):
 
 
 def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On `device`, and never a view of the caller's buffer, which the simulator may overwrite."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-        return value.clone() if device.type == "cpu" else value.to(device)
-    return value.to(device)
+    """On `device`, and never a view of the caller's array, which the simulator may overwrite."""
+    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)
 
 
-def _check(
-    env: EnvSpec,
-    kernel: Kernel,
-    horizon: int,
-    execute: int,
-    memory: str,
-    greedy_start: str,
-    cameras: Sequence[str] | None,
-) -> None:
-    name = type(kernel).__name__
-    if kernel.discrete != (env.num_actions > 0):
-        kind = f"{env.num_actions} discrete actions" if env.num_actions else "continuous actions"
-        need = "pretrained.chain.Categorical" if env.num_actions else "a continuous kernel, such as FlowNoise"
-        raise ValueError(f"{env.env_id} has {kind}, but the kernel is {name}; use {need}")
-    if env.num_actions and horizon != 1:
-        raise ValueError(f"{env.env_id} has discrete actions: expected horizon 1, got {horizon}")
-    if not 1 <= execute <= horizon:
-        raise ValueError(f"expected 1 <= execute <= horizon, got execute={execute}, horizon={horizon}")
-    if memory not in ("none", "gru"):
-        raise ValueError(f"memory '{memory}' is unknown; expected none or gru")
-    if greedy_start not in ("sample", "zero"):
-        raise ValueError(f"greedy_start '{greedy_start}' is unknown; expected sample or zero")
-    missing = [c for c in cameras or () if c not in env.cameras]
+def _cameras(env: EnvSpec, wanted: Sequence[str] | None) -> list[str]:
+    missing = [c for c in wanted or () if c not in env.cameras]
     if missing:
         raise ValueError(f"cameras {missing} are not in {env.env_id}; it has {list(env.cameras)}")
+    return list(env.cameras if wanted is None else wanted)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} '{value}' is unknown; expected {' or '.join(choices)}")
+
+
+def _check(env_id: str, spec: PolicySpec, kernel: Kernel) -> None:
+    if kernel.discrete != (spec.num_actions > 0):
+        kind = f"{spec.num_actions} discrete actions" if spec.num_actions else "continuous actions"
+        need = "pretrained.chain.Categorical" if spec.num_actions else "a continuous kernel, such as FlowNoise"
+        raise ValueError(f"{env_id} has {kind}, but the kernel is {type(kernel).__name__}; use {need}")
+    if spec.num_actions and spec.horizon != 1:
+        raise ValueError(f"{env_id} has discrete actions: expected horizon 1, got {spec.horizon}")
+    if not 1 <= spec.execute <= spec.horizon:
+        raise ValueError(f"expected 1 <= execute <= horizon, got execute={spec.execute}, horizon={spec.horizon}")

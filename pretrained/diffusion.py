@@ -20,19 +20,19 @@ def _column(table: Tensor, k: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def alpha_bars(steps: int, device: torch.device) -> Tensor:
-    """[steps] cosine schedule (Nichol and Dhariwal 2021, s = 0.008, beta <= 0.999); entry 0 is the cleanest."""
+def alpha_bars(steps: int, max_beta: float, device: torch.device) -> Tensor:
+    """[steps] cosine schedule (Nichol and Dhariwal 2021, s = 0.008, beta <= max_beta); entry 0 is the cleanest."""
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    betas = (1 - f[1:] / f[:-1]).clamp(max=max_beta)
     return torch.cumprod(1 - betas, 0).float().to(device)
 
 
-def _diffusion_lesson(actions: Tensor, rng: torch.Generator, steps: int) -> Lesson:
+def _diffusion_lesson(actions: Tensor, rng: torch.Generator, steps: int, max_beta: float) -> Lesson:
     """Ho et al. 2020: answer the noise in sqrt(ab) a + sqrt(1 - ab) e."""
     t = (rand((len(actions),), rng, actions.device) * steps).long().clamp(max=steps - 1)
     noise = randn(actions.shape, rng, actions.device)
-    ab = alpha_bars(steps, actions.device)[t][:, None, None]
+    ab = alpha_bars(steps, max_beta, actions.device)[t][:, None, None]
     time = (steps - 1 - t).to(actions.dtype) / steps
     return Lesson(ab.sqrt() * actions + (1 - ab).sqrt() * noise, time, noise)
 
@@ -50,6 +50,7 @@ class Ddpm:
     steps: int = 10
     min_std: float = 0.1
     clamp: float | None = 1.0  # of the predicted sample
+    max_beta: float = 0.97  # of the schedule; the papers' 0.999 clamps away the first link's gradient
     discrete = False
     noise_head = "none"
 
@@ -66,7 +67,7 @@ class Ddpm:
 
     def transition(self, k: Tensor, x: Tensor, out: Tensor, raw: Tensor | None, ode: bool = False) -> Link:
         """Posterior of Ho et al. 2020, equations 6 and 7, with the sample the network implies."""
-        table = alpha_bars(self.steps, x.device)
+        table = alpha_bars(self.steps, self.max_beta, x.device)
         ab = _column(table, self.steps - 1 - k)
         before = _column(torch.cat([table.new_ones(1), table[:-1]]), self.steps - 1 - k)  # alpha_bar one step cleaner
         alpha = ab / before
@@ -81,7 +82,7 @@ class Ddpm:
 
     def lesson(self, actions: Tensor, rng: torch.Generator) -> Lesson:
         """Predict the noise."""
-        return _diffusion_lesson(actions, rng, self.steps)
+        return _diffusion_lesson(actions, rng, self.steps, self.max_beta)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Squared error."""
@@ -97,6 +98,7 @@ class Ddim:
     eta: float = 1.0
     min_std: float = 0.1
     clamp: float | None = 1.0
+    max_beta: float = 0.97
     first: float = 0.9  # the chain starts at this share of the trained steps
     discrete = False
     noise_head = "none"
@@ -123,7 +125,7 @@ class Ddim:
 
     def transition(self, k: Tensor, x: Tensor, out: Tensor, raw: Tensor | None, ode: bool = False) -> Link:
         """Song et al. 2020, equations 12 and 16; the noise is recomputed from the clamped sample."""
-        table = alpha_bars(self.train_steps, x.device)
+        table = alpha_bars(self.train_steps, self.max_beta, x.device)
         table = torch.cat([table.new_ones(1), table])  # entry s + 1 is step s
         ab, after = _column(table, self._step(k) + 1), _column(table, self._step(k + 1) + 1)
         clean = _clean(x, out, ab, self.clamp)
@@ -139,7 +141,7 @@ class Ddim:
 
     def lesson(self, actions: Tensor, rng: torch.Generator) -> Lesson:
         """Predict the noise."""
-        return _diffusion_lesson(actions, rng, self.train_steps)
+        return _diffusion_lesson(actions, rng, self.train_steps, self.max_beta)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Squared error."""

@@ -63,7 +63,7 @@ class PixelEncoder(nn.Module):
         self.image_dim, self.text_dim = width * len(cameras), text_dim
         self.words, self.vocabulary = words, vocabulary
         options: dict[str, Any] = {"channels": channels, "kernels": kernels, "strides": strides, "pool": pool}
-        self.towers = nn.ModuleList(SmallCnn(tuple(size), out=width, **options) for size in cameras.values())
+        self.towers = nn.ModuleList(SmallCnn((size[0], size[1]), out=width, **options) for size in cameras.values())
         self.text = nn.Embedding(vocabulary, text_dim, padding_idx=0)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:

@@ -6,6 +6,7 @@ No dropout and no batch statistics anywhere: a log-prob must not depend on the m
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def random_shift(images: Tensor, pad: int, rng: torch.Generator) -> Tensor:
 def mlp(sizes: Sequence[int], *, norm: bool = False) -> nn.Sequential:
     """Linear layers with SiLU between them; `norm` puts a LayerNorm before each SiLU."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(a, b))
         if i < len(sizes) - 2:
             layers += [nn.LayerNorm(b), nn.SiLU()] if norm else [nn.SiLU()]

@@ -29,11 +29,11 @@ class ActionNormalizer(nn.Module):
         if bad:
             raise ValueError(f"binary entries {bad} do not exist; expected indices below {len(low)}, the action dim")
         self.mode = mode
-        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
-        self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
         is_binary = torch.zeros(len(low), dtype=torch.bool)
         is_binary[list(binary)] = True
-        self.register_buffer("is_binary", is_binary)
+        self.register_buffer("is_binary", is_binary, persistent=False)
         self.register_buffer("offset", torch.zeros(len(low)))
         self.register_buffer("scale", torch.ones(len(low)))
         if mode != "identity" and bool(torch.isfinite(self.high - self.low).all()):
@@ -73,8 +73,8 @@ class ActionNormalizer(nn.Module):
 class ProprioNormalizer(nn.Module):
     """Z-score per entry, with a floor on the standard deviation and a bound of 10 on the result.
 
-    Quaternions (entries named `<x>quat_x`, `_y`, `_z`, `_w`, or groups given by index) are turned to w >= 0 first:
-    q and -q are the same rotation.
+    Quaternions (found by their names, or given as groups of four indices, x y z w) are turned to w >= 0 first: q and -q
+    are the same rotation.
     """
 
     mean: Tensor
@@ -115,11 +115,11 @@ class ProprioNormalizer(nn.Module):
 
 
 def find_quaternions(names: Sequence[str]) -> list[tuple[int, ...]]:
-    """Groups of four entries whose names end in quat_x, quat_y, quat_z, quat_w with one common beginning."""
+    """Groups of four entries named `<x>qx`, `qy`, `qz`, `qw`, or `<x>quat_x` and so on."""
     index = {name: i for i, name in enumerate(names)}
     groups = []
     for name in names:
-        if name.endswith("quat_w"):
+        if name.endswith(("qw", "quat_w")):
             members = [name[:-1] + c for c in "xyzw"]
             if all(m in index for m in members):
                 groups.append(tuple(index[m] for m in members))
