@@ -156,8 +156,11 @@ def read_card(folder: Path | str) -> Card:
         raise ValueError(
             f"{folder} has checkpoint format {data['format']}, this version reads up to {FORMAT}; update the code"
         )
-    data["env"], data["policy"] = EnvSpec.from_json(data["env"]), PolicySpec.from_json(data["policy"])
-    return Card(**{k: v for k, v in data.items() if k in Card.__dataclass_fields__})
+    try:
+        data["env"], data["policy"] = EnvSpec.from_json(data["env"]), PolicySpec.from_json(data["policy"])
+        return Card(**{k: v for k, v in data.items() if k in Card.__dataclass_fields__})
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{folder}/card.json lacks an entry or has a strange one ({e}); use another checkpoint") from e
 
 
 def newest(run_dir: Path | str) -> Path | None:
@@ -236,11 +239,10 @@ def merge(node: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     out = dict(node)
     for key, value in overrides.items():
         present = out.get(key)
-        nested = isinstance(value, Mapping) and isinstance(present, Mapping)
-        if nested and value.get("_target_", present.get("_target_")) == present.get("_target_"):
-            out[key] = merge(present, value)
-        else:
-            out[key] = value
+        out[key] = value
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            target = present.get("_target_")
+            out[key] = merge(present, value) if value.get("_target_", target) == target else value
     return out
 
 

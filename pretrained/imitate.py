@@ -270,7 +270,7 @@ class _Imitation:
             raise ValueError(
                 f"{last} was trained with {k} = {theirs.get(k)}, now {k} = {ours[k]}; choose another 'out'"
             )
-        averaged = checkpoint.load_policy(last, env=self.env)
+        averaged: Any = checkpoint.load_policy(last, env=self.env)
         self.policy.load_state_dict(averaged.state_dict())  # buffers and frozen weights too
         with torch.no_grad():
             for k, p in self.named.items():

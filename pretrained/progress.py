@@ -42,8 +42,9 @@ class Bar:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
-            self._live = Progress(*columns, console=self._console)
-            self._task = self._live.add_task(name, total=total, completed=done, note="")
+            live = Progress(*columns, console=self._console)
+            self._task = live.add_task(name, total=total, completed=done, note="")
+            self._live = live
 
     def __enter__(self) -> "Bar":
         if self._live:

@@ -52,10 +52,11 @@ class CollectRun:
 
 
 def env_config(env: EnvConfig | Mapping[str, Any]) -> EnvConfig:
-    """An `env` node of the configuration as EnvConfig."""
+    """An `env` node of the configuration, with or without its `_target_`, as EnvConfig."""
     if isinstance(env, EnvConfig):
         return env
-    return EnvConfig(**{**env, "tasks": tuple(env.get("tasks") or ())})
+    fields = {k: v for k, v in env.items() if k != "_target_"}
+    return EnvConfig(**{**fields, "tasks": tuple(env.get("tasks") or ())})
 
 
 def collect(run: CollectRun) -> Path:

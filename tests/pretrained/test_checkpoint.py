@@ -208,6 +208,14 @@ def test_newer_format_and_changed_card_are_refused(tmp_path):
         checkpoint.load_policy(folder)
 
 
+def test_incomplete_card_is_named(tmp_path):
+    folder = tmp_path / "step_1"
+    written(folder)
+    replace_in_card(folder, env={"env_id": "toy/reach"})
+    with pytest.raises(ValueError, match="card.json lacks an entry .*cameras"):
+        checkpoint.load_policy(folder)
+
+
 def test_foreign_targets_are_refused(tmp_path):
     folder = tmp_path / "step_1"
     written(folder)

@@ -14,7 +14,8 @@ from pretrained.demos import Demos, stored_spec
 from pretrained.demos.collect import CollectRun, attempt_seed, collect
 from pretrained.demos.libero import DemoWriter, read_file, read_images
 
-TOY = {"sim": {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 10}}
+SIM = {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 10}
+TOY = {"_target_": "envs.types.EnvConfig", "sim": SIM, "tasks": []}
 
 
 def settings(out, **kwargs):
@@ -136,7 +137,7 @@ def test_failures_can_be_kept(tmp_path):
 
 def test_crashing_simulator_is_counted_apart(tmp_path):
     """The attempt whose seed crashes is given up after a few tries; the others are kept."""
-    sim = {**TOY["sim"], "crash_at": 2, "fault_seed": 1}
+    sim = {**SIM, "crash_at": 2, "fault_seed": 1}
     path = collect(settings(tmp_path / "a.hdf5", env={"sim": sim}, episodes=4))
     said = json.loads(path.with_suffix(".json").read_text())
     assert said["attempts"]["1"] == "simulator_failed"
@@ -146,7 +147,7 @@ def test_crashing_simulator_is_counted_apart(tmp_path):
 
 
 def test_a_child_killed_from_outside_changes_nothing(tmp_path, monkeypatch):
-    env = {"sim": {**TOY["sim"], "step_ms": 2.0}}
+    env = {"sim": {**SIM, "step_ms": 2.0}}
     whole = collect(settings(tmp_path / "whole.hdf5", env=env))
     calls, real = [], SimVector.wait
 
@@ -163,7 +164,7 @@ def test_a_child_killed_from_outside_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_hopeless_expert_is_reported(tmp_path):
-    hard = {"sim": {**TOY["sim"], "max_steps": 1}}
+    hard = {"sim": {**SIM, "max_steps": 1}}
     with pytest.raises(RuntimeError, match=r"succeeded in 0 of 5 attempts at '(red|blue)', expected 3 successes"):
         collect(settings(tmp_path / "a.hdf5", env=hard, max_attempts=5))
     assert not (tmp_path / "a.hdf5").exists()
@@ -183,4 +184,4 @@ def test_bad_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="episodes = 0"):
         settings(tmp_path, episodes=0)
     with pytest.raises(EnvError):
-        collect(settings(tmp_path, env={"sim": {**TOY["sim"], "tasks": ["green"]}}))
+        collect(settings(tmp_path, env={"sim": {**SIM, "tasks": ["green"]}}))
