@@ -1,0 +1,15 @@
+# Temper with its default simulators on the CPU. Build from the repository's root:
+#   docker build -f docker/base.Dockerfile -t temper .
+#   docker run --rm --shm-size=2g -v "$PWD/runs:/temper/runs" temper doctor
+FROM python:3.11-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends \
+        make gcc libc6-dev git libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libopengl0 \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /temper
+# Requirements first: a change of code does not install everything again.
+COPY Makefile requirements.txt requirements-nodeps.txt requirements-dev.txt constraints.txt ./
+RUN make .venv/.stamp
+COPY . .
+ENV MUJOCO_GL=osmesa PYTHONUNBUFFERED=1
+ENTRYPOINT [".venv/bin/python", "launch.py"]
+CMD ["--help"]
