@@ -45,8 +45,6 @@ def install(sim: str, root: Path, say: Callable[[str], None], *, python: str = "
     if sim not in simulators():
         raise InstallError(f"there is no simulator '{sim}' to install; expected one of {', '.join(simulators())}")
     base = python or sys.executable
-    requirements = REQUIREMENTS / f"{sim}.txt"
-    digest = hashlib.sha256(f"{base}\n{requirements.read_text(encoding='utf-8')}".encode()).hexdigest()
     target = root / ".venvs" / sim
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f".{sim}.lock").open("w") as lock:
@@ -58,8 +56,9 @@ def install(sim: str, root: Path, say: Callable[[str], None], *, python: str = "
             shutil.rmtree(leftover, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{sim}.partial-", dir=target.parent))
         try:
-            _build(partial, base, requirements, say)
-            (partial / STAMP).write_text(json.dumps({"requirements": digest, "python": base}), encoding="utf-8")
+            _build(partial, base, REQUIREMENTS / f"{sim}.txt", say)
+            record = {"requirements": _digest(sim, base), "python": base}
+            (partial / STAMP).write_text(json.dumps(record), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
         finally:
@@ -70,17 +69,19 @@ def install(sim: str, root: Path, say: Callable[[str], None], *, python: str = "
 
 def is_installed(sim: str, root: Path, *, python: str = "") -> bool:
     """Whether `root/.venvs/<sim>` is complete and was built from the present requirements."""
-    base = python or sys.executable
     target = root / ".venvs" / sim
     try:
-        text = (REQUIREMENTS / f"{sim}.txt").read_text(encoding="utf-8")
         stamp = json.loads((target / STAMP).read_text(encoding="utf-8"))
-        return (
-            stamp["requirements"] == hashlib.sha256(f"{base}\n{text}".encode()).hexdigest()
-            and (target / "bin" / "python").exists()
-        )
-    except (OSError, ValueError, KeyError):
+        wanted = _digest(sim, python or sys.executable)
+        return stamp["requirements"] == wanted and (target / "bin" / "python").exists()
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _digest(sim: str, base: str) -> str:
+    """Changes with the requirements and with the interpreter that the environment is built on."""
+    text = (REQUIREMENTS / f"{sim}.txt").read_text(encoding="utf-8")
+    return hashlib.sha256(f"{os.path.realpath(base)}\n{text}".encode()).hexdigest()
 
 
 def _build(folder: Path, base: str, requirements: Path, say: Callable[[str], None]) -> None:

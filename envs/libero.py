@@ -113,7 +113,7 @@ class Libero:
         if self._init == "bundled":
             states = _stored_states(self._suite, task)
             scene.arm.set_state(states[int(seed) % len(states)])
-            scene.arm.env._post_process()  # for example a stove that is on looks so
+            scene.post_process()  # for example a stove that is on looks so
         scene.begin()
         for _ in range(self._settle):
             scene.arm.step(WAIT, observe=scene.look, observe_after=self._observe_after(scene))
@@ -165,7 +165,8 @@ class Libero:
             return tasks[int(task)]
         near = difflib.get_close_matches(task, tasks, 1, 0.0)[0]
         raise EnvError(
-            f"{self.spec.env_id}: unknown task '{task}'; expected a number below {len(tasks)} or a name such as '{near}'"
+            f"{self.spec.env_id}: unknown task '{task}'; expected a number below {len(tasks)} or a name, "
+            f"for example '{near}'"
         )
 
     def _load(self, task: str) -> _Scene:
@@ -187,8 +188,9 @@ class Libero:
     def _privileged(self, scene: _Scene, *, success: bool) -> Dict[str, np.ndarray]:
         out = dict(scene.robot)
         out.update(scene.read(success=success))
-        state = scene.arm.state()  # tasks differ in its length: padded with zeros to the longest of the suite
-        out["state"] = np.pad(state, (0, self._state_size - len(state)))
+        state = scene.arm.state()
+        out["state"] = np.zeros(self._state_size)  # tasks differ in its length: the suite's longest, zeros at the end
+        out["state"][: len(state)] = state
         out["state_size"] = np.array([float(len(state))])
         return out
 
@@ -225,6 +227,10 @@ class _Scene:
         for goal in self._goals:
             low, high = self._box(goal[1])
             self._starts[str(goal)] = (float(low[2]), float(np.linalg.norm(((low + high) / 2 - self._place(goal))[:2])))
+
+    def post_process(self) -> None:
+        """Let the benchmark adjust what depends on the state just loaded."""
+        self._env._post_process()
 
     def render(self) -> Dict[str, np.ndarray]:
         """Images of the moment last looked at."""
@@ -276,7 +282,7 @@ class _Scene:
         """The object that the goal's region belongs to, or the region itself."""
         site = self._env.object_sites_dict.get(goal[-1])
         parent = getattr(site, "parent_name", None)
-        return parent if parent in self._env.obj_body_id else goal[-1]
+        return str(parent) if parent in self._env.obj_body_id else goal[-1]
 
     def _box(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
         """World-axis box of an object's collision shapes; a point for regions and for objects without any."""

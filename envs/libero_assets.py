@@ -160,7 +160,7 @@ def _intact(target: Path, digest: str) -> bool:
     try:
         record = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         return record["sha256"] == digest and (record["files"], record["bytes"]) == _census(target)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -186,6 +186,8 @@ def _extract(archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                pass  # a cut-off archive is noticed, and its checksum compared, at the very end
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, zipfile.BadZipFile) as e:
         raise EnvError(f"{archive} cannot be unpacked ({type(e).__name__}: {e}); it is damaged, fetch it again") from e
 
@@ -274,22 +276,23 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_STAND_INS: Dict[Tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Recorded,
+    ("numpy._core.multiarray", "_reconstruct"): _Recorded,
+    ("numpy", "ndarray"): _Recorded,
+    ("numpy", "dtype"): _Recorded,
+    ("_codecs", "encode"): _encode,
+}
+
+
 class _StateReader(pickle.Unpickler):
     """Reads one numpy array. Every name in the file maps to a stand-in of ours, so no code of the file's can run."""
 
-    STAND_INS = {
-        ("numpy.core.multiarray", "_reconstruct"): _Recorded,
-        ("numpy._core.multiarray", "_reconstruct"): _Recorded,
-        ("numpy", "ndarray"): _Recorded,
-        ("numpy", "dtype"): _Recorded,
-        ("_codecs", "encode"): _encode,
-    }
-
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Admit the five names that a stored array needs."""
-        if (module_name, global_name) not in self.STAND_INS:
+        if (module_name, global_name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for '{module_name}.{global_name}'")
-        return self.STAND_INS[module_name, global_name]
+        return _STAND_INS[module_name, global_name]
 
 
 def read_init_states(path: Path) -> np.ndarray:

@@ -25,9 +25,12 @@ from envs.experts.waypoints import (
 from envs.types import Observation
 
 HAND_SPAN = 0.075  # metres between the open fingers, less a margin: wider things are held by their rim
-FINGER_DEPTH = 0.03  # how far below a rim the fingertips close
+FINGER_DEPTH = 0.035  # how far below a rim the fingertips close
 BELOW_TOP = 0.035  # tall things are held at most this far below their top, to keep the palm clear
 CLEARANCE = 0.06  # metres between what is carried and the container's rim
+SHUT = 0.003  # metres between the fingers when there is nothing in them
+CLOSE_STEPS = 11
+CARRY = 0.7  # largest command while carrying: bowls turn in the fingers when jerked
 
 
 class LiberoExpert:
@@ -36,21 +39,29 @@ class LiberoExpert:
     def __init__(self, *, task: str = "", noise: float = 0.0, seed: int = 0) -> None:
         """`noise` is the standard deviation, in action units, on every entry but the gripper's."""
         self._script = WaypointScript(noise=noise, seed=seed)
+        self._attempt = self._closing = 0
 
     def reset(self, obs: Observation) -> None:
         """Plan for a new episode."""
-        self._script.start(_plan(obs.privileged))
+        self._attempt = self._closing = 0
+        self._script.start(_plan(obs.privileged, side=1.0))
 
     def act(self, obs: Observation) -> np.ndarray:
         """The action [7] for this observation."""
-        return self._script.act(obs)
+        state = obs.privileged
+        if self._closing > CLOSE_STEPS and float(np.abs(state["gripper_qpos"]).sum()) < SHUT:
+            self._attempt, self._closing = self._attempt + 1, 0  # it slipped: from the top, bowls by the other side
+            self._script.start(_plan(state, side=(-1.0) ** self._attempt))
+        action = self._script.act(obs)
+        self._closing = self._closing + 1 if action[6] == CLOSED else 0
+        return action
 
 
-def _plan(first: State) -> List[Waypoint]:
+def _plan(first: State, *, side: float) -> List[Waypoint]:
     size = first["target_high"] - first["target_low"]
     by_rim = bool(min(size[:2]) > HAND_SPAN)
     if by_rim:
-        radial = memo(_rim_direction)
+        radial = memo(lambda state: side * _rim_direction(state))
         grasp: Callable[[State], np.ndarray] = lambda state: _rim_point(state, radial(state))  # noqa: E731
         finger = radial
     else:
@@ -67,13 +78,16 @@ def _plan(first: State) -> List[Waypoint]:
         below = state["eef_pos"][2] - state["target_low"][2]
         return np.array([*(state["goal_pos"] + hold)[:2], state["goal_high"][2] + below + up])
 
+    def over(state: State) -> np.ndarray:
+        return over_goal(state, CLEARANCE)
+
     def holding(state: State) -> bool:
         return bool(np.linalg.norm(grasp(state) - state["eef_pos"]) < 0.06)
 
     return [
-        *pick("target", finger=finger, grasp=grasp, hover=0.1, close_steps=11),
+        *pick("target", finger=finger, grasp=grasp, hover=0.1, close_steps=CLOSE_STEPS),
         Waypoint(lifted, CLOSED, finger, near=0.03, patience=40, check=holding),
-        Waypoint(lambda state: over_goal(state, CLEARANCE), CLOSED, finger, near=0.02, patience=80, check=holding),
+        Waypoint(over, CLOSED, finger, near=0.02, patience=80, speed=CARRY),
         Waypoint(lambda state: over_goal(state, 0.005), CLOSED, finger, near=0.012, patience=25, speed=0.6),
         Waypoint(lambda state: state["eef_pos"], OPEN, finger, near=0.0, patience=6),
         Waypoint(lambda state: offset(state["eef_pos"], up=0.05), OPEN, finger, near=0.0, patience=30, check=_never),

@@ -1,0 +1,249 @@
+"""LIBERO in its own interpreter: suites, exact repetition, equality with the stock environment, the expert."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.experts import make_expert
+from envs.libero_assets import cache_root, find_assets
+from envs.types import EnvConfig, EnvError
+from envs.vector import SimVector
+
+ROOT = Path(__file__).resolve().parents[2]
+OWN = ROOT / ".venvs" / "libero" / "bin" / "python"
+INTERPRETER = str(OWN) if OWN.exists() else sys.executable
+COUNTS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+MAX_STEPS = {"libero_spatial": 240, "libero_object": 280, "libero_goal": 320, "libero_10": 520, "libero_90": 400}
+WAIT = [[0.0] * 6 + [-1.0]]
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libero_is_here():
+    """Skip, and say why, where LIBERO or its assets are missing."""
+    if not OWN.exists() and importlib.util.find_spec("libero") is None:
+        pytest.skip("LIBERO IS NOT TESTED: it is not installed; run `python launch.py install libero`")
+    try:
+        find_assets()
+    except EnvError as e:
+        pytest.skip(f"LIBERO IS NOT TESTED: {e}")
+
+
+def open_suite(name, **kwargs):
+    return SimVector([EnvConfig(sim={"_target_": "envs.libero.Libero", "name": name, **kwargs}, python=INTERPRETER)])
+
+
+def ask(vector, request, *args, **kwargs):
+    """One request to row 0; returns its arrival, with the observation copied out of the shared memory."""
+    getattr(vector, request)(0, *args, **kwargs)
+    vector.wait()
+    arrival = vector.take(0)
+    assert arrival.kind != "failed", arrival.failure
+    obs = arrival.obs
+    return arrival, {
+        **{f"image/{k}": v.copy() for k, v in obs.images.items()},
+        **{k: v.copy() for k, v in obs.privileged.items()},
+        "proprio": obs.proprio.copy(),
+    }
+
+
+def run(code, home, **environment):
+    """Run Python code in LIBERO's interpreter with an empty home folder and nobody at the keyboard."""
+    everything = {
+        **os.environ, "HOME": str(home), "TEMPER_CACHE": str(cache_root()), "PYTHONPATH": str(ROOT), **environment,
+    }  # fmt: skip
+    done = subprocess.run(
+        [INTERPRETER, "-c", code], env=everything, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("suite", COUNTS)
+def test_suites_list_their_tasks_and_run(suite):
+    vector = open_suite(suite)
+    try:
+        spec = vector.env_spec
+        assert len(spec.tasks) == len(set(spec.tasks)) == COUNTS[suite]
+        assert spec.max_steps == MAX_STEPS[suite]
+        arrival, first = ask(vector, "send_reset", spec.tasks[-1], 3)
+        assert arrival.obs.instruction.replace(" ", "_") in spec.tasks[-1]
+        assert 0.0 <= first["progress"][0] < 1.0
+        arrival, second = ask(vector, "send_step", np.array([[0.3, 0, -0.3, 0, 0, 0.2, 1.0]] * 4))
+        assert arrival.executed == 4
+        assert not arrival.success
+        for camera in spec.cameras:
+            assert second[f"image/{camera}"].shape == (128, 128, 3)
+            assert second[f"image/{camera}"].std() > 10
+        assert not np.array_equal(first["proprio"], second["proprio"])
+    finally:
+        vector.close()
+
+
+def test_resets_repeat_to_the_bit_after_other_tasks_and_seeds():
+    vector = open_suite("libero_spatial", kept_models=2)
+    try:
+        chunk = np.random.default_rng(0).uniform(-1, 1, (6, 7))
+        _, fresh = ask(vector, "send_reset", "0", 5)
+        _, fresh_end = ask(vector, "send_step", chunk)
+        for task, seed in (("0", 6), ("4", 5), ("7", 1)):  # the last one drives task 0 out of memory
+            _, other = ask(vector, "send_reset", task, seed)
+            assert not np.array_equal(other["state"], fresh["state"])
+            ask(vector, "send_step", np.random.default_rng(seed).uniform(-1, 1, (6, 7)))
+            _, again = ask(vector, "send_reset", vector.env_spec.tasks[0], 5)
+            _, again_end = ask(vector, "send_step", chunk)
+            for name in fresh:
+                assert np.array_equal(fresh[name], again[name]), (task, name)
+                assert np.array_equal(fresh_end[name], again_end[name]), (task, name)
+    finally:
+        vector.close()
+
+
+def test_images_are_the_right_way_up():
+    vector = open_suite("libero_object")
+    try:
+        _, before = ask(vector, "send_reset", "0", 0)
+        hand = before["image/robot0_eye_in_hand"].mean(-1)
+        assert hand[-12:].mean() < 0.6 * hand[:60].mean()  # the dark gripper is at the lower edge
+        _, after = ask(vector, "send_step", np.array([[0, 0, 1.0, 0, 0, 0, -1.0]] * 6))
+        moved = np.abs(before["image/agentview"].astype(int) - after["image/agentview"]).max(-1) > 25
+        rows = np.flatnonzero(moved.any(1))
+        assert len(rows)
+        assert np.nonzero(moved)[0].mean() < 64  # the arm stands at the far side of the table, in the upper half
+    finally:
+        vector.close()
+
+
+def test_sampled_placements_differ_by_seed():
+    vector = open_suite("libero_object", init="sampled", cameras={})
+    try:
+        states = [ask(vector, "send_reset", "2", seed)[1]["state"] for seed in (0, 1, 0, 50)]
+        assert np.array_equal(states[0], states[2])
+        assert not np.array_equal(states[0], states[1])
+        assert not np.array_equal(states[0], states[3])
+    finally:
+        vector.close()
+
+
+def test_unknown_names_are_refused(tmp_path):
+    vector = open_suite("libero_object", cameras={})
+    try:
+        for task in ("pick_up_the_milkk", "10", "-1"):
+            with pytest.raises(EnvError, match="unknown task .*number below 10 or a name"):
+                ask(vector, "send_reset", task, 0)
+    finally:
+        vector.close()
+    with pytest.raises(EnvError, match="no suite 'libero_objects'; expected one of libero_spatial"):
+        open_suite("libero_objects")
+    with pytest.raises(EnvError, match="no camera 'front'.*agentview"):
+        open_suite("libero_object", cameras={"front": (64, 64)})
+
+
+@pytest.mark.parametrize("suite", ["libero_object", "libero_spatial"])
+def test_expert_solves_the_first_task(suite):
+    vector = open_suite(suite, cameras={})
+    try:
+        lengths = []
+        for seed in range(3):
+            arrival, _ = ask(vector, "send_reset", "0", seed)
+            expert = make_expert(f"libero/{suite}", vector.env_spec.tasks[0], seed=seed)
+            expert.reset(arrival.obs)
+            while not (arrival.terminated or arrival.truncated):
+                arrival, seen = ask(vector, "send_step", expert.act(arrival.obs)[None], render="none")
+                lengths.append(arrival.executed)
+            assert arrival.success
+            assert arrival.terminated
+            assert arrival.rewards.sum() == 1.0
+            assert seen["progress"][0] == 1.0
+        assert sum(lengths) < 3 * 200
+    finally:
+        vector.close()
+
+
+def test_environment_laws_hold(tmp_path):
+    code = (
+        "import json; from envs.check import check_env; from envs.libero import Libero; "
+        "print(json.dumps(check_env(Libero(name='libero_goal', max_steps=6))))"
+    )
+    laws = run(code, tmp_path)
+    assert {"seeded reset", "end of episode", "rendering", "close twice"} <= set(laws)
+
+
+QUIET = """
+import builtins, json, sys
+def ask(*a): raise AssertionError("LIBERO asked a question: " + repr(a))
+builtins.input = ask
+from envs.libero import Libero
+Libero(name="libero_object", cameras={}).close()
+print(json.dumps({"torch": "torch" in sys.modules}))
+"""
+
+
+def test_import_asks_nothing_and_needs_no_torch(tmp_path):
+    config = tmp_path / "config"  # a user's own LIBERO configuration is neither read nor written
+    assert run(QUIET, tmp_path, LIBERO_CONFIG_PATH=str(config)) == {"torch": False}
+    assert not config.exists()
+    assert not (tmp_path / ".libero").exists()
+
+
+STOCK = """
+import contextlib, io, json
+import numpy as np
+from envs.libero import WAIT, Libero, _stored_states, import_libero
+from envs.libero_assets import package_folder
+env = Libero(name="libero_spatial")
+task, seed = env.spec.tasks[3], 7
+with contextlib.redirect_stdout(io.StringIO()):
+    stock = import_libero(env._assets).OffScreenRenderEnv(
+        bddl_file_name=str(package_folder() / "bddl_files" / "libero_spatial" / (task + ".bddl")),
+        camera_heights=128, camera_widths=128)
+np.random.seed(seed)
+stock.reset()
+theirs = stock.set_init_state(_stored_states("libero_spatial", task)[seed])
+for _ in range(10):
+    theirs, _, _, _ = stock.step(WAIT)
+ours = env.reset(task, seed)
+worst, rng = {"state": 0.0, "proprio": 0.0, "pixels": 0}, np.random.default_rng(0)
+for i in range(12):
+    names = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    proprio = np.concatenate([theirs[name] for name in names]).astype(np.float32)
+    state = stock.get_sim_state()
+    gap = np.abs(state - ours.privileged["state"][: len(state)]).max()
+    pixels = sum(int((theirs[c + "_image"][::-1] != image).sum()) for c, image in ours.images.items())
+    gaps = {"state": gap, "proprio": float(abs(proprio - ours.proprio).max()), "pixels": pixels}
+    worst = {name: max(worst[name], gaps[name]) for name in worst}
+    action = rng.uniform(-1, 1, 7)
+    theirs, reward, done, _ = stock.step(action)
+    step = env.step(action)
+    assert (reward, done) == (step.reward, step.success)
+    ours = step.obs
+print(json.dumps(worst))
+"""
+
+
+@pytest.mark.slow
+def test_equals_the_stock_environment_to_the_bit(tmp_path):
+    assert run(STOCK, tmp_path) == {"state": 0.0, "proprio": 0.0, "pixels": 0}
+
+
+STATE = """
+import json
+from envs.libero import Libero
+env = Libero(name="libero_object", cameras={})
+env.reset("0", 1)
+print(json.dumps([env.step([0.5, 0.1, -0.5, 0, 0, 0.1, 1]).obs.privileged["state"].tolist() for _ in range(5)]))
+"""
+
+
+def test_a_lite_archive_has_the_same_physics(tmp_path):
+    lite = ROOT.parent / "shared" / "assets" / "libero_lite.tar.xz"
+    if not lite.exists():
+        pytest.skip(f"no lite archive at {lite}")
+    assert run(STATE, tmp_path, LIBERO_ASSETS=str(lite)) == run(STATE, tmp_path)
