@@ -139,6 +139,9 @@ def test_replacing_keeps_a_valid_folder_when_killed_anywhere(tmp_path, monkeypat
         monkeypatch.setattr(os, "replace", real)
         assert checkpoint.read_card(folder).metrics == {"loss": 0.5}  # the old one, still readable
         checkpoint.load_policy(folder)
+    with pytest.raises(ValueError, match="object"):  # the next attempt fails too, before its renames
+        checkpoint.save(folder, make(), node=NODE, env=SPEC, learner={"what": object()})
+    assert checkpoint.read_card(folder).metrics == {"loss": 0.5}
     checkpoint.save(folder, make(), node=NODE, env=SPEC, metrics={"loss": 0.1})
     assert checkpoint.read_card(folder).metrics == {"loss": 0.1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]

@@ -80,6 +80,9 @@ def test_windows_by_hand(tmp_path, in_memory):
     images = batch.obs.images["agentview"]
     assert images.shape == (3, 2, 6, 8, 3)
     assert images[:, :, 3, 0, 0].tolist() == [[0, 0], [2, 3], [10, 11]]  # the past of a start is the start
+    start = demos.batch([4]).obs  # of demo_1: its past is not the end of demo_0
+    assert start.images["agentview"][0, :, 3, 0, 0].tolist() == [10, 10]
+    assert start.proprio[0, :, 2].tolist() == [1, 1]
     assert (images[:, :, 0] == 255).all()  # row 0 is on top again
     assert batch.obs.images["robot0_eye_in_hand"].shape == (3, 2, 4, 4, 3)
     assert batch.obs.proprio[:, :, 1].tolist() == [[0, 0], [20, 30], [0, 10]]
