@@ -1,11 +1,17 @@
 """Scripted experts: they succeed, with noise too, and stay inside the action space."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from envs.experts import candidates, make_expert
 from envs.experts.waypoints import CLOSED, OPEN, Waypoint, WaypointScript, held, memo, pick, turn_error
 from envs.types import EnvError, Observation
+
+needs_robosuite = pytest.mark.skipif(
+    find_spec("robosuite") is None, reason="robosuite is NOT installed in this interpreter"
+)
 
 
 def observe(**privileged):
@@ -88,26 +94,26 @@ def episodes(name, *, noise, seeds):
 
 
 @pytest.mark.sim
+@needs_robosuite
 @pytest.mark.parametrize(("noise", "longest"), [(0.0, 35), (0.3, 80)])
 def test_lift_expert_succeeds(noise, longest):
-    pytest.importorskip("robosuite", reason="robosuite is not installed in this interpreter")
     successes, lengths = episodes("Lift", noise=noise, seeds=range(20))
     assert successes >= (20 if noise == 0 else 19)
     assert max(lengths) <= longest
 
 
 @pytest.mark.sim
+@needs_robosuite
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_can_expert_succeeds(noise):
-    pytest.importorskip("robosuite", reason="robosuite is not installed in this interpreter")
     successes, _ = episodes("PickPlaceCan", noise=noise, seeds=range(10))
     assert successes >= (10 if noise == 0 else 9)
 
 
 @pytest.mark.sim
+@needs_robosuite
 def test_noise_repeats_with_its_seed_and_spares_the_gripper():
-    pytest.importorskip("robosuite", reason="robosuite is not installed in this interpreter")
     from envs.robosuite import Robosuite
 
     env = Robosuite(cameras={})

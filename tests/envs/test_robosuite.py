@@ -2,19 +2,21 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("robosuite", reason="robosuite is not installed in this interpreter")
 
 from envs.check import check_env
 from envs.mujoco_arm import Arm, import_robosuite, seeded
 from envs.robosuite import MODEL_SEED, Robosuite
 from envs.types import EnvConfig, EnvError, ResetNeeded
 
-pytestmark = pytest.mark.sim
+pytestmark = [
+    pytest.mark.sim,
+    pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is NOT installed in this interpreter"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_15 = ROOT / ".venvs" / "robosuite15" / "bin" / "python"
 needs_15 = pytest.mark.skipif(
