@@ -103,17 +103,14 @@ def _compose(verb: str, picks: list[str], folder: Path) -> tuple[DictConfig, lis
     chosen = {str(k): v for k, v in tree.hydra.runtime.choices.items() if v and not str(k).startswith("hydra/")}
     del tree["hydra"]
     # `run` is last in groups.yaml, and a recipe's section goes over everything, so it is also the last source.
-    sources = [_source(folder, name, group, verb) for name, group in ((verb, None), *_files(chosen))]
+    files = [(verb, None), *((f"{group}/{name}", group) for group, name in chosen.items())]
+    sources = [_source(folder, name, group, verb) for name, group in files]
     section = tree.get(verb) or {}
     for name in verbs(folder):
         tree.pop(name, None)
     tree = OmegaConf.merge(tree, section)
     assert isinstance(tree, DictConfig)
     return tree, sources
-
-
-def _files(chosen: dict[str, str]) -> list[tuple[str, str]]:
-    return [(f"{group}/{name}", group) for group, name in chosen.items()]
 
 
 def _source(folder: Path, name: str, group: str | None, verb: str) -> Source:

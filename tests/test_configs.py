@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.load import CONFIGS, choices, load, verbs
+from configs.load import CONFIGS, STAGES, choices, load, verbs
 from configs.schema import fits, parameters
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -134,3 +134,17 @@ def test_every_choice_composes(group: str) -> None:
     assert choices(group)
     for choice in choices(group):
         load("finetune", [f"{group}={choice}"])
+
+
+def test_demo_holds_one_complete_tree_per_stage(tiny: Path) -> None:
+    for verb in ("demo", *STAGES):
+        (tiny / f"{verb}.yaml").write_text("defaults: [groups, _self_]\n_target_: envs.types.EnvConfig\npython: root")
+    (tiny / "run" / "demo.yaml").write_text("# @package _global_\nsim: {hold: 5}\ncollect: {python: section}")
+    words = ["python=own", "pretrain.python=typed", "sim.max_steps=3", "env=discrete"]
+    tree = load("demo", words, tiny)
+    assert tree["python"] == "own"
+    assert [tree[stage]["python"] for stage in STAGES] == ["section", "typed", "root", "root"]
+    for stage in STAGES:
+        assert tree[stage]["sim"] == {"_target_": "envs.toy.Toy", "name": "reach_discrete", "hold": 5, "max_steps": 3}
+    with pytest.raises(ValueError, match="did you mean 'python'"):
+        load("demo", ["collect.pythn=x"], tiny)
