@@ -73,12 +73,14 @@ class ActionNormalizer(nn.Module):
 class ProprioNormalizer(nn.Module):
     """Z-score per entry, with a floor on the standard deviation and a bound of 10 on the result.
 
-    Quaternions (found by their names, or given as groups of four indices, x y z w) are turned to w >= 0 first: q and -q
-    are the same rotation.
+    q and -q are the same rotation, so quaternions (found by their names, or given as groups of four indices, x y z w)
+    get one sign: that of the demonstrations' mean rotation, w >= 0 before there are any. Always taking w >= 0 would be
+    a trap: a hand that points down has w = 0, and noise would choose the sign of the rest.
     """
 
     mean: Tensor
     std: Tensor
+    reference: Tensor
 
     def __init__(
         self, names: Sequence[str], *, floor: float = 0.01, quaternions: Sequence[Sequence[int]] | None = None
@@ -88,15 +90,17 @@ class ProprioNormalizer(nn.Module):
         self.quaternions = find_quaternions(names) if quaternions is None else [tuple(q) for q in quaternions]
         self.register_buffer("mean", torch.zeros(len(names)))
         self.register_buffer("std", torch.ones(len(names)))
+        self.register_buffer("reference", torch.eye(4)[3].repeat(len(self.quaternions), 1))
 
     def canonical(self, proprio: Tensor) -> Tensor:
-        """Quaternions with w >= 0; x, y, z, w order."""
+        """Quaternions on the reference's side."""
         if not self.quaternions:
             return proprio
         proprio = proprio.clone()
-        for q in self.quaternions:
+        for q, reference in zip(self.quaternions, self.reference.to(proprio), strict=True):
             part = proprio[..., list(q)]
-            proprio[..., list(q)] = torch.where(part[..., 3:] < 0, -part, part)
+            flip = (part * reference).sum(-1, keepdim=True) < 0
+            proprio[..., list(q)] = torch.where(flip, -part, part)
         return proprio
 
     def fit(self, proprio: Tensor) -> None:
@@ -105,7 +109,12 @@ class ProprioNormalizer(nn.Module):
             raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected [M, {len(self.mean)}]")
         if not bool(torch.isfinite(proprio).all()):
             raise ValueError("demonstrated proprioception is not finite; drop the broken episodes")
-        proprio = self.canonical(proprio.double())
+        proprio = proprio.double()
+        for i, q in enumerate(self.quaternions):
+            part = proprio[:, list(q)]
+            mean = torch.linalg.eigh(part.T @ part).eigenvectors[:, -1]  # blind to signs
+            self.reference[i] = mean * (1 if mean[3] >= 0 else -1)
+        proprio = self.canonical(proprio)
         self.mean.copy_(proprio.mean(0))
         self.std.copy_(proprio.std(0, correction=0).clamp(min=self.floor))
 

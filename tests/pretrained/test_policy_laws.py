@@ -1,6 +1,5 @@
 """The policy laws, for every configs/policy/*.yaml, at K of 1, 2 and 5, with and without memory."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -285,36 +284,6 @@ def test_imitation_overfits_one_batch(name: str) -> None:
     assert error < 0.3 * (demo.actions - demo.actions.mean(0)).abs().mean()
 
 
-def test_padding_does_not_teach() -> None:
-    policy = make("flow", augment=0)
-    demo = demonstrations(policy, 4)
-    demo.is_pad[:, 2:] = True
-    losses = []
-    for junk in (0.0, 0.4):
-        demo.actions[:, 2:] = junk
-        # the padded rows are input of the network too, so only their own loss must vanish
-        x = policy.encode(demo.obs)
-        target = policy.actions.encode(demo.actions)
-        lesson = policy.kernel.lesson(target, torch.Generator().manual_seed(0))
-        out, _ = policy.run_network(lesson.input[:, None], lesson.time[:, None], policy.condition(x)[0])
-        own = policy.kernel.loss(out[:, 0], lesson.target)[:, :2].mean()
-        loss, _ = policy.imitation_loss(demo, torch.Generator().manual_seed(0))
-        losses.append((own.item(), loss.item()))
-    assert all(math.isclose(a, b, rel_tol=1e-5) for a, b in losses)
-
-
-def test_only_executed_rows_are_scored() -> None:
-    part, whole = make("flow", execute=2), make("flow")
-    x = part.encode(observe(part, 2))
-    decision = part.act(x, {}, generators(2))[0]
-    starts = torch.ones(2, 1, dtype=torch.bool)
-    trace = decision.trace[:, None].clone()
-    trace[:, :, -1, 2:] += 0.3  # the last link's rows that are not executed influence nothing
-    x = {k: v[:, None] for k, v in x.items()}
-    assert torch.allclose(part.evaluate(x, trace, starts, {}).log_prob[:, 0], decision.log_prob, atol=1e-5)
-    assert not torch.allclose(whole.evaluate(x, trace, starts, {}).log_prob[:, 0], decision.log_prob, atol=1e-2)
-
-
 # --- densities ---
 
 
@@ -377,52 +346,3 @@ def test_categorical_probabilities_sum_to_one() -> None:
     assert scores.log_prob.exp().sum() == pytest.approx(1.0, abs=1e-5)
     entropy = -(scores.log_prob * scores.log_prob.exp()).sum()
     assert scores.entropy[0, 0] == pytest.approx(entropy.item(), abs=1e-5)
-
-
-# --- bad input ---
-
-
-def test_bad_observations_are_named() -> None:
-    policy = make("flow")
-
-    def refused(match: str, **changes: Any) -> None:
-        obs = observe(policy, 2)
-        fields = {"images": dict(obs.images), "proprio": obs.proprio.copy(), "texts": obs.texts}
-        for key, value in changes.items():
-            fields["images" if key in obs.images else key] = (
-                {**fields["images"], key: value} if key in obs.images else value
-            )
-        with pytest.raises(ValueError, match=match):
-            policy.encode(ObsBatch(**fields))
-
-    refused("'hand'.*expected uint8.*got torch.float32", hand=np.zeros((2, 1, 24, 24, 3), np.float32))
-    refused(r"'front'.*24, 24.*\(2, 1, 30, 24, 3\)", front=np.zeros((2, 1, 30, 24, 3), np.uint8))
-    refused("'eef_z' of row 1 is not finite", proprio=np.where(np.arange(16).reshape(2, 1, 8) == 10, np.nan, 0.0))
-    refused("shape", proprio=np.zeros((2, 1, 5), np.float32))
-    obs = observe(policy, 2)
-    del obs.images["hand"]
-    with pytest.raises(ValueError, match="camera 'hand' is missing"):
-        policy.encode(obs)
-
-
-def test_kernel_and_action_kind_must_agree() -> None:
-    with pytest.raises(ValueError, match="Categorical"):
-        build(tiny_node("flow"), env=environment(discrete=True))
-    with pytest.raises(ValueError, match="continuous actions"):
-        build(tiny_node("categorical"), env=environment())
-    with pytest.raises(ValueError, match="execute=9"):
-        build(tiny_node("flow", execute=9), env=environment())
-    with pytest.raises(ValueError, match="memory 'lstm'"):
-        build(tiny_node("flow", memory="lstm"), env=environment())
-    with pytest.raises(ValueError, match="one link"):
-        make("gaussian", 3)
-
-
-def test_nan_demonstrations_are_refused() -> None:
-    policy = make("flow")
-    demo = demonstrations(policy, 2)
-    demo.actions[0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="not finite"):
-        policy.imitation_loss(demo, torch.Generator())
-    with pytest.raises(ValueError, match="not finite"):
-        policy.fit_normalizers(demo.actions[0], torch.zeros(3, 8))
