@@ -60,6 +60,7 @@ def install(sim: str, root: Path, say: Callable[[str], None], *, python: str = "
             record = {"requirements": _digest(sim, base), "python": base}
             (partial / STAMP).write_text(json.dumps(record), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
+            partial.chmod(0o755)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -30,6 +30,7 @@ BELOW_TOP = 0.035  # tall things are held at most this far below their top, to k
 CLEARANCE = 0.06  # metres between what is carried and the container's rim
 SHUT = 0.003  # metres between the fingers when there is nothing in them
 CLOSE_STEPS = 11
+HOVER = 0.1  # metres above the grasp where the hand lines up before it goes down
 CARRY = 0.7  # largest command while carrying: bowls turn in the fingers when jerked
 
 
@@ -85,7 +86,8 @@ def _plan(first: State, *, side: float) -> List[Waypoint]:
         return bool(np.linalg.norm(grasp(state) - state["eef_pos"]) < 0.06)
 
     return [
-        *pick("target", finger=finger, grasp=grasp, hover=0.1, close_steps=CLOSE_STEPS),
+        Waypoint(lambda state: offset(grasp(state), up=HOVER), OPEN, finger, near=0.013, patience=40),
+        *pick("target", finger=finger, grasp=grasp, hover=HOVER - 0.02, close_steps=CLOSE_STEPS),
         Waypoint(lifted, CLOSED, finger, near=0.03, patience=40, check=holding),
         Waypoint(over, CLOSED, finger, near=0.02, patience=80, speed=CARRY),
         Waypoint(lambda state: over_goal(state, 0.005), CLOSED, finger, near=0.012, patience=25, speed=0.6),
