@@ -22,6 +22,7 @@ from pretrained.demos.libero import DemoWriter, Recorded
 from pretrained.progress import Bar
 
 SEED_STRIDE = 100_003  # seeds of two collections do not overlap below this many attempts
+DEMO_SEEDS = 3_000_000_000  # evaluation uses seeds below 1,000,000, fine-tuning those below 2,100,000,000
 TRIES = 3  # of one attempt, if it is the simulator that fails
 LABELS = ("clean", "executed")
 
@@ -184,8 +185,8 @@ class _Plan:
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
-    """The seed of one attempt's initial state and noise."""
-    return seed * SEED_STRIDE + attempt
+    """The seed of one attempt's initial state and noise; evaluation and fine-tuning use none of these."""
+    return DEMO_SEEDS + seed % 10_000 * SEED_STRIDE + attempt
 
 
 def _drive(vector: SimVector, plan: _Plan, run: CollectRun, bar: Bar) -> None:

@@ -137,7 +137,7 @@ def test_failures_can_be_kept(tmp_path):
 
 def test_crashing_simulator_is_counted_apart(tmp_path):
     """The attempt whose seed crashes is given up after a few tries; the others are kept."""
-    sim = {**SIM, "crash_at": 2, "fault_seed": 1}
+    sim = {**SIM, "crash_at": 2, "fault_seed": attempt_seed(0, 1)}
     path = collect(settings(tmp_path / "a.hdf5", env={"sim": sim}, episodes=4))
     said = json.loads(path.with_suffix(".json").read_text())
     assert said["attempts"]["1"] == "simulator_failed"
