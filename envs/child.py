@@ -67,7 +67,7 @@ class Child:
         self._fd = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         self._asked: dict[str, Any] | None = None
         self._deadline = 0.0
 
@@ -97,7 +97,8 @@ class Child:
 
     def receive(self) -> None:
         """Read the answer that is waiting on the line, and send the next queued request."""
-        assert self._channel is not None and self._asked is not None
+        assert self._channel is not None
+        assert self._asked is not None
         try:
             message, _ = self._channel.recv()
         except WireClosed:

@@ -352,7 +352,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _frozen(self, row: _Row, proprio: np.ndarray) -> bool:
         total = 0
         for camera in self.env_spec.cameras:
-            total = zlib.adler32(row.child.slab["image/" + camera], total)
+            total = zlib.adler32(row.child.slab["image/" + camera].data, total)
         if total != row.frame_sum or row.frame_proprio is None:
             row.frame_sum, row.frame_proprio, row.same_frames = total, proprio.copy(), 0
         elif np.abs(proprio - row.frame_proprio).max() > 0.05:  # far enough to be seen at any resolution
