@@ -31,7 +31,7 @@ class _Host:
 
     def open(self, message: Dict[str, Any]) -> Dict[str, Any]:
         self.env = build(message["sim"])
-        return {"spec": self.env.spec.to_json()}
+        return {"spec": self._env().spec.to_json()}
 
     def map(self, message: Dict[str, Any], fd: int) -> Dict[str, Any]:
         layout, size = slab_layout(self._env().spec, message["max_chunk"])

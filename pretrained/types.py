@@ -47,7 +47,7 @@ class PolicySpec:
     @staticmethod
     def from_json(data: dict[str, Any]) -> "PolicySpec":
         tuples = ("proprio", "actions", "low", "high")
-        fixed = {k: tuple(v) if k in tuples else v for k, v in data.items()}
+        fixed: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in data.items()}
         fixed["cameras"] = {name: (int(s[0]), int(s[1])) for name, s in data["cameras"].items()}
         return PolicySpec(**fixed)
 
@@ -112,7 +112,7 @@ class Policy(Protocol):
     def evaluate(
         self, x: Features, trace: Tensor, starts: Tensor, memory: Memory, links: Tensor | None = None
     ) -> Evaluation:
-        """Score traces [N, T, K+1, H, A]; `starts` bool [N, T] resets the memory; `links` int64 [N, T, M] picks links."""
+        """Score traces [N, T, K+1, H, A]; `starts` [N, T] resets the memory; `links` int64 [N, T, M] picks links."""
         ...
 
     def value(self, x: Features, memory: Memory) -> Tensor:

@@ -35,7 +35,8 @@ class Stage:
 class Ppo:
     """Hyper-parameters; see the presets in configs/algo."""
 
-    lr: Mapping[str, float] = field(default_factory=lambda: {"": 1e-4, "critic": 1e-3})  # by longest name prefix
+    # One rate, or rates by the longest prefix of a parameter's name.
+    lr: float | Mapping[str, float] = field(default_factory=lambda: {"": 1e-4, "critic": 1e-3})
     clip: float = 0.01
     clip_base: float | None = None  # clip range of the noisiest link; None: the same for all
     links: Literal["each", "sum"] = "each"
