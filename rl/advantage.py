@@ -28,14 +28,14 @@ def gae(
     """
     discount = gamma ** duration.to(value.dtype)
     bootstrap = discount * next_value * (~terminated)
-    delta = (reward + bootstrap - value) * valid
+    delta = torch.where(valid, reward + bootstrap - value, 0.0)  # also where a lost row is not finite
     carry = discount * lam * (~(terminated | truncated)) * valid
     advantage = torch.zeros_like(value)
     running = torch.zeros_like(value[:, 0])
     for t in range(value.shape[1] - 1, -1, -1):
         running = delta[:, t] + carry[:, t] * running
         advantage[:, t] = running
-    return advantage, (advantage + value) * valid
+    return advantage, torch.where(valid, advantage + value, 0.0)
 
 
 class ReturnScale:
@@ -52,13 +52,15 @@ class ReturnScale:
     def __call__(self, reward: Tensor, duration: Tensor, done: Tensor, valid: Tensor) -> Tensor:
         """Scaled rewards [N, T]; updates the statistics with this segment first."""
         n, decisions = reward.shape
-        if self.running is None or self.running.shape[0] != n:
-            self.running = torch.zeros(n, dtype=torch.float64)
+        running = self.running
+        if running is None or running.shape[0] != n:
+            running = torch.zeros(n, dtype=torch.float64)
         returns = []
         for t in range(decisions):
-            self.running = self.running * self.gamma ** duration[:, t].double() + reward[:, t].double()
-            returns.append(self.running[valid[:, t]])
-            self.running = self.running * ~(done[:, t] | ~valid[:, t])
+            running = running * self.gamma ** duration[:, t].double() + reward[:, t].double()
+            returns.append(running[valid[:, t]])
+            running = running * ~(done[:, t] | ~valid[:, t])
+        self.running = running
         self._absorb(torch.cat(returns))
         return (reward / self.std).clamp(-10, 10)
 

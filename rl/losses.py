@@ -8,8 +8,8 @@ from torch import Tensor
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` where `mask` (broadcast to x) is true; 0 if nowhere."""
-    weight = mask.to(x.dtype).expand_as(x)
-    return (x * weight).sum() / weight.sum().clamp(min=1)
+    mask = mask.expand_as(x)
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def log_ratio(new: Tensor, old: Tensor, active: Tensor, *, links: str, divisor: float) -> Tensor:
@@ -51,7 +51,7 @@ def policy_loss(
         stats = {
             "kl": masked_mean(ratio - 1 - delta, mask),
             "clip_fraction": masked_mean(((ratio - 1).abs() > clip).float(), mask),
-            "max_log_ratio": (delta.abs() * mask.to(delta.dtype)).max(),
+            "max_log_ratio": torch.where(mask, delta.abs(), 0.0).max(),
         }
     return -masked_mean(surrogate, mask), stats
 
