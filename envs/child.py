@@ -69,6 +69,7 @@ class Child:
         self._channel: Channel | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         self._asked: dict[str, Any] | None = None
+        self._limit = 0.0
         self._deadline = 0.0
 
     @property
@@ -82,6 +83,11 @@ class Child:
     @property
     def deadline(self) -> float:
         return self._deadline
+
+    @property
+    def asking(self) -> str:
+        """The request under way and its time limit, in words."""
+        return f"'{self._asked['op'] if self._asked else ''}' within {self._limit:g} s"
 
     def fileno(self) -> int:
         return self._channel.fileno() if self._channel else -1
@@ -121,6 +127,7 @@ class Child:
         """Kill the process group and remember why; the next request starts a new process."""
         tail = self._log_tail()
         self.kill()
+        self.reply = None
         self.failure = Failure(cause, detail + (f"; last output: {tail}" if tail else ""))
 
     def kill(self) -> None:
@@ -186,8 +193,8 @@ class Child:
         assert self._channel is not None
         self._asked = self._queue.popleft()
         opening = self._asked["op"] == "open"
-        limit = self.config.open_deadline_s if opening else self.config.step_deadline_s
-        self._deadline = time.monotonic() + limit
+        self._limit = self.config.open_deadline_s if opening else self.config.step_deadline_s
+        self._deadline = time.monotonic() + self._limit
         try:
             self._channel.send(self._asked, self._fd if self._asked["op"] == "map" else -1)
         except WireClosed:

@@ -95,7 +95,6 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.restarts = 0  # of all rows
         self._rows = [_Row(Child(c, max_chunk=max_chunk)) for c in configs]
         self._selector = selectors.DefaultSelector()
-        self._failed: deque[int] = deque()
         self._episode = np.zeros(self.num_envs, dtype=bool)  # Gymnasium face: inside an episode
         try:
             self.env_spec = self._open()
@@ -128,6 +127,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         row = self._free(i)
         n = self._check_chunk(i, chunk)
         row.asked, row.render = "step", render
+        if row.child.failure is not None:  # it died unasked; `take` says so, a new child would know no episode
+            return
         row.child.slab["actions"][:n] = chunk
         self._ask(i, {"op": "step", "n": n, "render": render})
 
@@ -144,10 +145,10 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             events = self._selector.select(max(0.0, first - time.monotonic()))
             for key, _ in events:
                 self._receive(key.data)
-            if not events and time.monotonic() >= first:
-                limit = self._rows[i].child.config.step_deadline_s
+            child = self._rows[i].child
+            if child.busy and time.monotonic() >= child.deadline:  # also while the others keep answering
                 self._unwatch(i)
-                self._rows[i].child.fail("hung", f"no answer to '{self._rows[i].asked}' within {limit:g} s")
+                child.fail("hung", f"no answer to {child.asking}")
 
     def take(self, i: int) -> Arrival:
         """The answer of row i. Raises the environment's own EnvError if the request was refused."""
@@ -207,7 +208,13 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if not self._episode.all():
             rows = np.flatnonzero(~self._episode).tolist()
             raise ResetNeeded(f"rows {rows} have no running episode; reset them with options={{'reset_mask': ...}}")
-        chunks = np.asarray(actions, dtype=np.float64).reshape(self.num_envs, -1, self.env_spec.action_dim)
+        chunks = np.asarray(actions, dtype=np.float64)
+        if chunks.ndim == 1 and self.env_spec.num_actions:  # Gymnasium's MultiDiscrete
+            chunks = chunks[:, None]
+        chunks = chunks[:, None] if chunks.ndim == 2 else chunks
+        if chunks.ndim != 3 or len(chunks) != self.num_envs:
+            n, dims = self.num_envs, self.env_spec.action_dim
+            raise EnvError(f"actions have shape {np.shape(actions)}, expected [{n}, {dims}] or [{n}, steps, {dims}]")
         for i in range(self.num_envs):
             self._check_chunk(i, chunks[i])
         for i in range(self.num_envs):
@@ -317,9 +324,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _check_chunk(self, i: int, chunk: np.ndarray) -> int:
         n, dims = (chunk.shape[0], chunk.shape[1:]) if np.ndim(chunk) == 2 else (0, ())
         if not 1 <= n <= self.max_chunk or dims != (self.env_spec.action_dim,):
-            raise EnvError(
-                f"row {i}: chunk has shape {np.shape(chunk)}, expected (1..{self.max_chunk}, {self.env_spec.action_dim})"
-            )
+            wanted = f"(1..{self.max_chunk}, {self.env_spec.action_dim})"
+            raise EnvError(f"row {i}: chunk has shape {np.shape(chunk)}, expected {wanted}")
         if not np.isfinite(chunk).all():
             raise EnvError(f"row {i}: an action is not finite: {chunk.tolist()}; check the policy's output")
         outside = (chunk < self._low) | (chunk > self._high)
@@ -365,15 +371,21 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             images={c: slab["image/" + c] for c in self.env_spec.cameras},
             proprio=slab["proprio"],
             instruction=row.instruction,
-            privileged={name: slab["privileged/" + name] for name in self.env_spec.privileged},
+            privileged={n[11:]: v for n, v in slab.items() if n.startswith("privileged/")},
         )
 
     def _arrivals(self, mask: np.ndarray) -> list[tuple[int, Arrival]]:
         pending, arrivals = set(np.flatnonzero(mask).tolist()), []
+        refused: list[EnvError] = []
         while pending:
             for i in self.wait():
-                arrivals.append((i, self.take(i)))
                 pending.discard(i)
+                try:
+                    arrivals.append((i, self.take(i)))
+                except EnvError as e:  # hear the others out first, so that they stay usable
+                    refused.append(e)
+        if refused:
+            raise refused[0]
         return arrivals
 
     def _gather(self, mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ the others' simulators go on. With `lockstep` every batch holds all rows, which 
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from envs.vector import Arrival, SimVector
 from pretrained.types import Decision, Features, ObsBatch, Policy
 from rl.types import EpisodeRecord, Proposal, Segment
 
-# Initial states are named by seeds. Evaluation uses [0, 1,000,000); training never does.
+# Initial states are named by seeds. Evaluation uses [0, 1,000,000), training the two thousand million behind them.
 TRAINING_SEEDS = 1_000_000
 
 
@@ -91,8 +90,8 @@ class Collector:
         self.hints: dict[str, Tensor] = {}
         self.decided = [0] * n  # decisions since the last hint
         self.before: list[dict[str, np.ndarray]] = [{} for _ in range(n)]  # privileged state at the last observation
-        self.count = 0  # episodes started
-        self.episodes = [self._next_episode() for _ in range(n)]
+        self.started = [0] * n  # episodes of each row
+        self.episodes = [self._next_episode(i) for i in range(n)]
         self.ready = [False] * n  # has an observation to decide on
         self.fresh = [True] * n  # that observation is the first of its episode
         for i in range(n):
@@ -124,24 +123,14 @@ class Collector:
         stats = {"collect_s": total, "wait_s": waited, "policy_s": fill.policy_s, "restarts": self.vector.restarts}
         return fill.segment(version, stats)
 
-    def state(self) -> dict[str, Any]:
-        """What an exact resume needs besides the simulators: generators and the episode counter."""
-        return {"rng": [g.get_state() for g in self.rng], "count": self.count}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue numbering episodes and drawing noise where `state()` was taken; running episodes start afresh."""
-        self.count = int(state["count"])
-        for generator, value in zip(self.rng, state["rng"], strict=False):
-            generator.set_state(value.to(torch.uint8))
-
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _next_episode(self) -> _Episode:
-        tasks = self.vector.tasks
-        k = self.count
-        self.count += 1
-        # Any two collectors with seeds below 10,000 draw from disjoint ranges of 200,000 initial states.
-        return _Episode(tasks[k % len(tasks)], TRAINING_SEEDS + (self.seed % 10_000) * 200_000 + k % 200_000)
+    def _next_episode(self, i: int) -> _Episode:
+        """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns."""
+        tasks, k = self.vector.tasks, self.started[i]
+        self.started[i] += 1
+        draw = int(np.random.SeedSequence([self.seed, i, k]).generate_state(1)[0])
+        return _Episode(tasks[(i + k) % len(tasks)], TRAINING_SEEDS + draw % 2_000_000_000)
 
     def _reset(self, i: int) -> None:
         self.ready[i] = False
@@ -193,9 +182,10 @@ class Collector:
         if arrival.kind == "failed":
             assert arrival.failure is not None
             cause = f"{arrival.failure.cause}: {arrival.failure.detail}"
-            fill.episodes.append(episode.record(self.vector.env_spec.env_id, version, success=False, cause=cause))
+            record = episode.record(self.vector.env_spec.env_id, version, success=False, cause=cause)
+            fill.episodes.append((t[i], i, record))
             if fill.running[i]:  # a decision was under way: it and the rest of its episode are not learned from
-                fill.lose(i, episode.first, t[i])
+                fill.lose(i, episode.first, t[i], self.before[i])
                 t[i] += 1
             self._start_next(i, t)
             return
@@ -218,12 +208,12 @@ class Collector:
         if arrival.truncated and not arrival.terminated:
             fill.next_value[i, t[i]] = self._value([i])[0]
         env_id = self.vector.env_spec.env_id
-        fill.episodes.append(episode.record(env_id, version, success=arrival.success))
+        fill.episodes.append((t[i], i, episode.record(env_id, version, success=arrival.success)))
         t[i] += 1
         self._start_next(i, t)
 
     def _start_next(self, i: int, t: list[int]) -> None:
-        self.episodes[i] = self._next_episode()
+        self.episodes[i] = self._next_episode(i)
         self.episodes[i].first = t[i]
         self._reset(i)
 
@@ -261,7 +251,7 @@ class _Buffers:
         self.valid = torch.ones(n, t, dtype=torch.bool)
         self.running = [False] * n  # a chunk of this row is under way
         self.privileged: dict[str, Tensor] = {}
-        self.episodes: list[EpisodeRecord] = []
+        self.episodes: list[tuple[int, int, EpisodeRecord]] = []  # (decision, row, record)
         self.policy_s = 0.0
 
     @property
@@ -307,18 +297,22 @@ class _Buffers:
         self.duration[i, t] = arrival.executed
         self.terminated[i, t] = arrival.terminated
         self.truncated[i, t] = arrival.truncated and not arrival.terminated
+        self._keep(i, t, before, after)
+
+    def _keep(self, i: int, t: int, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
         for k, v in after.items():
             if k not in self.privileged:
                 self.privileged[k] = torch.zeros(self.n, self.t, 2, *v.shape, dtype=torch.float64)
             self.privileged[k][i, t, 0] = torch.from_numpy(np.asarray(before[k]))
             self.privileged[k][i, t, 1] = torch.from_numpy(np.asarray(v))
 
-    def lose(self, i: int, first: int, t: int) -> None:
+    def lose(self, i: int, first: int, t: int, before: dict[str, np.ndarray]) -> None:
         """The simulator of row i died at decision t: its episode, from `first` on, is not valid."""
         self.running[i] = False
         self.valid[i, first : t + 1] = False
         self.truncated[i, t] = True
         self.duration[i, t] = 1
+        self._keep(i, t, before, before)  # so that the segment has these arrays even if all rows are lost
 
     def segment(self, version: int, stats: dict[str, float]) -> Segment:
         stats["env_steps"] = float(self.duration[self.valid].sum())
@@ -337,7 +331,7 @@ class _Buffers:
             memory=self.memory,
             version=version,
             privileged=self.privileged,
-            episodes=self.episodes,
+            episodes=[record for _, _, record in sorted(self.episodes, key=lambda e: e[:2])],
             stats=stats,
             **self.stored,
         )

@@ -7,9 +7,7 @@ Nothing else in this code base knows RLlib. What it does not do by itself, and i
 that hangs, carry the policy version in every segment, stop after rounds without data, rebuild a dead learner.
 """
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,10 +28,10 @@ from pretrained.checkpoint import load_policy
 from pretrained.types import Policy
 from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
 from rl.learner import Learner
+from rl.plain import start_ray
 from rl.rollout import RolloutWorker, Weights, get_weights, put_weights, to_numpy, to_torch
 from rl.types import Segment, join
 
-ROOT = Path(__file__).resolve().parent.parent
 EMPTY_ROUNDS = 3  # rounds without any data before giving up
 _SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib wants spaces; our data never meets its connectors
 
@@ -93,7 +91,9 @@ class Runner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
-        self.worker = RolloutWorker(config.env_config["plan"], self.worker_index or 0)
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        incarnation = 1 + int(time.time()) % 999 if again else 0
+        self.worker = RolloutWorker(config.env_config["plan"], self.worker_index or 0, incarnation)
 
     def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:  # type: ignore[override]
         """(a small report for the driver, the segment for the learner); called with two returns."""
@@ -254,26 +254,6 @@ class RllibEngine:
             ray.kill(actor)
         self.algorithm.learner_group.shutdown()
         ray.shutdown()
-
-
-def start_ray(run: FinetuneRun) -> None:
-    """Connect to the cluster at `ray_address`, or start a local one that binds to loopback."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
-    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    if run.ray_address:
-        ray.init(address=run.ray_address, runtime_env=environment, log_to_driver=False)
-        return
-    cpus = max(os.cpu_count() or 1, run.num_workers + run.num_learners + 1)
-    ray.init(
-        num_cpus=cpus,
-        include_dashboard=run.dashboard,
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level="warning",
-        configure_logging=False,
-    )
 
 
 def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:

@@ -6,6 +6,7 @@ reported apart and left out of the success rate.
 
 import csv
 import json
+import math
 import os
 import time
 from collections import deque
@@ -20,7 +21,7 @@ import torch
 from envs.record import side_by_side, write_video
 from envs.types import EnvConfig
 from envs.vector import Arrival, SimVector
-from pretrained.checkpoint import find, load_policy
+from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
 from pretrained.types import Policy
 from rl.collect import TRAINING_SEEDS, History
@@ -80,10 +81,12 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     checkpoint = find(Path(run.checkpoint))
     workers = min(run.workers or 2 * (os.cpu_count() or 1), run.episodes)
     started = time.time()
-    vector = SimVector([run.env] * workers)
+    vector = SimVector([run.env] * workers, max_chunk=read_card(checkpoint).policy.horizon)
     try:
         policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
-        plan = [(vector.tasks[k % len(vector.tasks)], run.seed_start + k // len(vector.tasks)) for k in range(run.episodes)]
+        plan = [
+            (vector.tasks[k % len(vector.tasks)], run.seed_start + k // len(vector.tasks)) for k in range(run.episodes)
+        ]
         out = Path(run.out)
         (out / "videos").mkdir(parents=True, exist_ok=True)
         with Bar("evaluate", total=len(plan), quiet=run.quiet) as bar:
@@ -255,5 +258,12 @@ def _write(out: Path, records: Sequence[EpisodeRecord], summary: Mapping[str, An
                 table.writerows(rows)
         temporary.replace(out / name)
     temporary = out / "summary.json.part"
-    temporary.write_text(json.dumps(summary, indent=2))
+    temporary.write_text(json.dumps(_plain(summary), indent=2, allow_nan=False))
     temporary.replace(out / "summary.json")
+
+
+def _plain(node: Any) -> Any:
+    """JSON has no word for numbers that are not finite; they become null."""
+    if isinstance(node, Mapping):
+        return {k: _plain(v) for k, v in node.items()}
+    return None if isinstance(node, float) and not math.isfinite(node) else node

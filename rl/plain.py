@@ -1,5 +1,8 @@
 """The reference driver: plain Ray actors, no RLlib. Proves that the core needs none, and is the way out if it ends."""
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -9,13 +12,34 @@ from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, 
 from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_numpy, to_torch
 from rl.types import Segment, join
 
+ROOT = Path(__file__).resolve().parent.parent
 EMPTY_ROUNDS = 3  # rounds without any data before giving up
+
+
+def start_ray(run: FinetuneRun) -> None:
+    """Connect to the cluster at `ray_address`, or start a local one that binds to loopback."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    if run.ray_address:
+        ray.init(address=run.ray_address, runtime_env=environment, log_to_driver=False)
+        return
+    cpus = max(os.cpu_count() or 1, run.num_workers + run.num_learners + 1)
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=run.dashboard,
+        runtime_env=environment,
+        log_to_driver=False,
+        logging_level="warning",
+        configure_logging=False,
+    )
 
 
 @ray.remote(num_cpus=1)
 class _Worker:
-    def __init__(self, plan: RolloutPlan, index: int) -> None:
-        self.worker = RolloutWorker(plan, index)
+    def __init__(self, plan: RolloutPlan, index: int, incarnation: int) -> None:
+        self.worker = RolloutWorker(plan, index, incarnation)
 
     def sample(self, weights: Weights, version: int) -> Segment:
         self.worker.set_weights(weights, version)
@@ -29,13 +53,13 @@ class PlainEngine:
     """Actors for the workers, the learner in the driver."""
 
     def __init__(self, run: FinetuneRun, start: Start) -> None:
-        if not ray.is_initialized():
-            ray.init(address=run.ray_address or None, include_dashboard=False, log_to_driver=False)
+        start_ray(run)
         self.run = run
         self.learner = make_learner(run, start)
         seed = run.seed + self.learner.iteration
         self.plan = run.plan(str(start.checkpoint.resolve()), needs_of(run), make_algo(run).gamma, seed)
-        self.workers = [_Worker.remote(self.plan, i) for i in range(run.num_workers)]
+        self.workers = [_Worker.remote(self.plan, i, 0) for i in range(run.num_workers)]
+        self.incarnations = [0] * run.num_workers
         self.empty = 0
 
     def iterate(self) -> Iteration:
@@ -44,13 +68,15 @@ class PlainEngine:
         version, events = self.learner.iteration, []
         pending = [w.sample.remote(weights, version) for w in self.workers]
         segments: list[Segment] = []
+        deadline = time.monotonic() + self.run.sample_timeout_s
         for i, reference in enumerate(pending):
             try:
-                segments.append(to_torch(ray.get(reference, timeout=self.run.sample_timeout_s)))
+                segments.append(to_torch(ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))))
             except (RayActorError, RayTaskError, GetTimeoutError) as e:
                 events.append({"kind": "worker_restart", "worker": i, "cause": f"{type(e).__name__}: {str(e)[:300]}"})
                 ray.kill(self.workers[i])
-                self.workers[i] = _Worker.remote(self.plan, i)
+                self.incarnations[i] += 1
+                self.workers[i] = _Worker.remote(self.plan, i, self.incarnations[i])
         self.empty = 0 if segments else self.empty + 1
         if self.empty >= EMPTY_ROUNDS:
             raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last: {events[-1]['cause']}")

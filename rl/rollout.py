@@ -15,7 +15,7 @@ import torch
 from envs.build import build
 from envs.types import EnvConfig
 from envs.vector import SimVector
-from pretrained.checkpoint import load_policy
+from pretrained.checkpoint import load_policy, read_card
 from pretrained.types import Policy
 from rl.collect import Collector
 from rl.types import Segment
@@ -43,10 +43,11 @@ class RolloutPlan:
 class RolloutWorker:
     """Simulators, a copy of the policy and a collector."""
 
-    def __init__(self, plan: RolloutPlan, index: int = 0) -> None:
+    def __init__(self, plan: RolloutPlan, index: int = 0, incarnation: int = 0) -> None:
+        """`incarnation` counts replacements of this worker: each draws episodes of its own."""
         if plan.threads:
             torch.set_num_threads(plan.threads)
-        self.vector = SimVector([plan.env] * plan.num_envs)
+        self.vector = SimVector([plan.env] * plan.num_envs, max_chunk=read_card(plan.checkpoint).policy.horizon)
         try:
             self.policy = load_policy(plan.checkpoint, env=self.vector.env_spec, overrides=dict(plan.policy_overrides))
             as_module(self.policy).eval()
@@ -55,7 +56,7 @@ class RolloutWorker:
                 self.policy,
                 decisions=plan.decisions,
                 gamma=plan.gamma,
-                seed=plan.seed * 1000 + index,
+                seed=(plan.seed * 1000 + incarnation) * 1000 + index,
                 needs=frozenset(plan.needs),
                 proposal=build(plan.proposal) if plan.proposal else None,
                 lockstep=plan.lockstep,
