@@ -17,7 +17,7 @@ def test_masked_mean() -> None:
     x = torch.tensor([[1.0, 2.0], [3.0, math.nan]], requires_grad=True)
     mask = torch.tensor([[True, False], [True, False]])
     mean = masked_mean(x, mask)
-    assert float(mean) == 2.0
+    assert mean.item() == 2.0
     mean.backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
@@ -62,9 +62,7 @@ def test_clip_range_grows_from_base_to_clip() -> None:
 )
 def test_policy_loss_by_hand(log_r: float, advantage: float, dual: float | None, expected: float, slope: float) -> None:
     delta = torch.full((1, 1, 1), log_r, requires_grad=True)
-    loss, stats = policy_loss(
-        delta, torch.full((1, 1, 1), advantage), EVERYWHERE, torch.tensor(0.2), dual_clip=dual
-    )
+    loss, stats = policy_loss(delta, torch.full((1, 1, 1), advantage), EVERYWHERE, torch.tensor(0.2), dual_clip=dual)
     loss.backward()
     assert float(loss) == pytest.approx(expected)
     assert delta.grad is not None
@@ -110,15 +108,15 @@ def our_parts(g: dict[str, Tensor], logits: Tensor, value: Tensor, variant: str)
     """[T, B] arrays are as good as [N, T]: no loss mixes entries."""
     plain = variant == "flare_ppo" or variant.startswith("warmup")
     valid = torch.ones_like(value, dtype=torch.bool)
-    value_part = value_loss(value, g["in/values"][..., 0], g["out/returns"][..., 0], valid, clip=None if plain else CLIP)
+    value_part = value_loss(
+        value, g["in/values"][..., 0], g["out/returns"][..., 0], valid, clip=None if plain else CLIP
+    )
     if variant.startswith("warmup"):
         return {"value": value_part, "total": value_part}
     law = torch.distributions.Categorical(logits=logits)
     new = law.log_prob(g["in/actions"])
     torch.testing.assert_close(new, g["ppo_out/log_prob_of_actions"])
-    delta = log_ratio(
-        new[..., None], g["in/old_log_probs"][..., None], valid[..., None], links="sum", divisor=1.0
-    )
+    delta = log_ratio(new[..., None], g["in/old_log_probs"][..., None], valid[..., None], links="sum", divisor=1.0)
     advantage = g["out/advantages" if plain else "out/advantages_normalised"]
     action, _ = policy_loss(delta, advantage, valid[..., None], torch.tensor(CLIP))
     entropy = masked_mean(law.entropy(), valid)

@@ -1,0 +1,268 @@
+"""The learner: the first ratio is 1, what changes and what does not, exact resume, and errors that name the culprit."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrained.checkpoint import load_learner, load_policy, save
+from rl.learner import Learner
+from rl.ppo import Ppo
+from rl.rewards import build_terms
+from tests.toy_parts import FAMILIES, SUCCESS, make_policy, make_segment, policy_node, toy_spec
+
+CASES = [(f, "none") for f in FAMILIES] + [("gaussian", "gru"), ("flow", "gru"), ("categorical", "gru")]
+
+
+def algo(**kwargs: Any) -> Ppo:
+    return Ppo(**{"epochs": 2, "minibatches": 2, "links": "each", "reduction": "sum", "clip": 0.2, **kwargs})
+
+
+def learner(policy: Any, seed: int = 0, **kwargs: Any) -> Learner:
+    return Learner(policy, algo(**kwargs), build_terms(SUCCESS), seed=seed)
+
+
+def weights(policy: Any) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in policy.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], policy: Any) -> set[str]:
+    return {k for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
+
+
+def log_probs(policy: Any, s: Any) -> Tensor:
+    with torch.no_grad():
+        return policy.evaluate(s.features, s.trace, s.starts, s.memory).log_prob
+
+
+@pytest.fixture(params=CASES, ids=lambda c: "-".join(c))
+def policy(request: pytest.FixtureRequest) -> Any:
+    family, memory = request.param
+    return make_policy(family, **({} if memory == "none" else {"memory": memory}))
+
+
+# --- every family ---
+
+
+def test_first_ratio_is_one_and_learning_moves_the_policy(policy: Any) -> None:
+    segment, before = make_segment(policy), weights(policy)
+    metrics = learner(policy, lr=1e-3).update(segment)
+    assert metrics["loss/first_log_ratio"] < 1e-4
+    assert metrics["loss/rollout_log_prob_gap"] < 1e-3
+    assert all(math.isfinite(v) for v in metrics.values())
+    moved = changed(before, policy)
+    assert any(k.startswith("actor") for k in moved)
+    assert any(k.startswith("critic") for k in moved)
+    assert not moved & {k for k, p in policy.named_parameters() if not p.requires_grad}
+
+
+def test_without_a_learning_rate_nothing_changes(policy: Any) -> None:
+    segment, before = make_segment(policy), weights(policy)
+    scores = log_probs(policy, segment)
+    learner(policy, lr={"": 0.0}).update(segment)
+    assert not changed(before, policy)
+    assert (log_probs(policy, segment) - scores).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("case", [("flow", "none"), ("flow", "gru")], ids=lambda c: "-".join(c))
+def test_learning_makes_rewarded_decisions_likelier(case: tuple[str, str]) -> None:
+    policy = make_policy(case[0], **({} if case[1] == "none" else {"memory": case[1]}))
+    segment = make_segment(policy, 8, 6, ends=1.0)  # episodes of one decision: the reward is the advantage
+    good = segment.env_reward > 0
+    before = log_probs(policy, segment).sum(-1)
+    learner(policy, lr={"": 1e-3}, epochs=4).update(segment)
+    gain = log_probs(policy, segment).sum(-1) - before
+    assert gain[good].mean() > gain[~good].mean() + 0.01
+
+
+# --- assertions and limits ---
+
+
+def test_a_policy_that_scores_otherwise_than_it_scored_before_is_refused() -> None:
+    policy = make_policy("flow")
+    segment, calls = make_segment(policy), []
+    honest = policy.evaluate
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:  # as dropout would
+        calls.append(1)
+        scored = honest(*args, **kwargs)
+        return scored._replace(log_prob=scored.log_prob + 0.01 * len(calls))
+
+    policy.evaluate = noisy
+    before = weights(policy)
+    with pytest.raises(RuntimeError, match="log-ratio is .* expected 0 within 0.0001"):
+        learner(policy).update(segment)
+    assert not changed(before, policy)
+
+
+def test_training_mode_is_off_so_that_scores_repeat() -> None:
+    policy = make_policy("gaussian")
+    policy.train()
+    learner(policy)
+    assert not policy.training
+
+
+def test_max_kl_stops_the_epochs() -> None:
+    calm = learner(make_policy("gaussian"), lr=3e-3, epochs=20, max_kl=None)
+    metrics = calm.update(make_segment(calm.policy))
+    assert "loss/stopped_in_epoch" not in metrics
+    assert metrics["loss/kl"] > 1e-3
+    stopped = learner(make_policy("gaussian"), lr=3e-3, epochs=20, max_kl=1e-3)
+    metrics = stopped.update(make_segment(stopped.policy))
+    assert metrics["loss/stopped_in_epoch"] < 10
+    steps = [int(v["step"]) for v in stopped.optimizer.state_dict()["state"].values()]
+    assert max(steps) < 20  # of 40
+    assert stopped.iteration == 1
+
+
+def test_a_reward_that_is_not_finite_is_named() -> None:
+    policy = make_policy("gaussian")
+    segment, before = make_segment(policy), weights(policy)
+    segment.env_reward[1, 2] = math.nan
+    with pytest.raises(ValueError, match="reward 'success' is nan at stream 1, decision 2"):
+        learner(policy).update(segment)
+    assert not changed(before, policy)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    policy = make_policy("gaussian")
+    segment, before = make_segment(policy), weights(policy)
+    segment.next_value[0, -1] = math.inf
+    segment.terminated[0, -1] = segment.truncated[0, -1] = False
+    with pytest.raises(RuntimeError, match="gradient norm|log-ratio"):
+        learner(policy).update(segment)
+    assert not changed(before, policy)
+
+
+def test_lost_rows_teach_nothing() -> None:
+    a, b = make_policy("flow"), make_policy("flow")
+    segments = [make_segment(p, ends=0.0) for p in (a, b)]
+    for s in segments:
+        s.valid[1] = False
+    segments[1].env_reward[1] = 1e6
+    segments[1].value[1] = math.nan
+    segments[1].next_value[1] = math.nan
+    for p, s in zip((a, b), segments, strict=True):
+        learner(p, return_scale=True).update(s)
+    assert not changed(weights(a), b)
+
+
+def test_metrics_say_what_was_rewarded() -> None:
+    one = learner(make_policy("gaussian"), return_scale=True)
+    segment = make_segment(one.policy)
+    metrics = one.update(segment)
+    assert metrics["reward/success"] == pytest.approx(float(segment.env_reward.mean()), abs=1e-6)
+    assert {"reward/total", "reward/scale", "loss/value", "loss/policy", "loss/kl", "loss/clip_fraction"} <= set(
+        metrics
+    )
+    assert one.env_steps == int(segment.duration.sum())
+
+
+# --- stages ---
+
+
+def test_critic_warm_up_moves_the_critic_only_then_all() -> None:
+    policy = make_policy("flow")
+    one = learner(policy, lr=1e-3, weight_decay=0.1, stages=({"iterations": 1, "losses": ["value"]}, {}))
+    before = weights(policy)
+    metrics = one.update(make_segment(policy))
+    assert "loss/policy" not in metrics
+    assert {k.split(".")[0] for k in changed(before, policy)} == {"critic"}
+    before = weights(policy)
+    one.update(make_segment(policy))
+    assert {"actor", "critic", "encoder"} <= {k.split(".")[0] for k in changed(before, policy)}
+
+
+def test_frozen_prefixes_stay_until_their_stage_ends() -> None:
+    policy = make_policy("flow")
+    stages = ({"iterations": 1, "freeze": ["encoder", "noise"]}, {"lr_scale": 0.0, "iterations": 1}, {})
+    one = learner(policy, lr=1e-3, stages=stages)
+    before = weights(policy)
+    one.update(make_segment(policy))
+    moved = {k.split(".")[0] for k in changed(before, policy)}
+    assert "actor" in moved
+    assert not moved & {"encoder", "noise"}
+    before = weights(policy)
+    one.update(make_segment(policy))
+    assert not changed(before, policy)
+    one.update(make_segment(policy))
+    assert {"actor", "encoder", "noise"} <= {k.split(".")[0] for k in changed(before, policy)}
+
+
+def test_learning_rates_go_by_the_longest_prefix() -> None:
+    policy = make_policy("flow")
+    before = weights(policy)
+    learner(policy, lr={"": 0.0, "actor": 1e-3, "actor.fusion": 0.0}).update(make_segment(policy))
+    moved = changed(before, policy)
+    assert moved
+    assert all(k.startswith("actor.") and not k.startswith("actor.fusion") for k in moved)
+    with pytest.raises(ValueError, match="add a default under the key ''"):
+        learner(policy, lr={"actor": 1e-3})
+
+
+# --- resume ---
+
+
+@pytest.mark.parametrize("extra", [{}, {"link_samples": 2}], ids=["all links", "sampled links"])
+def test_resume_through_a_checkpoint_is_exact_to_the_bit(tmp_path: Path, extra: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {
+        "lr": 1e-3,
+        "return_scale": True,
+        "stages": ({"iterations": 2, "losses": ["value"]}, {}),
+    }
+    straight = learner(make_policy("flow"), **settings, **extra)
+    for i in range(4):
+        if i == 3:
+            save(
+                tmp_path / "step_000003",
+                straight.policy,
+                node=policy_node("flow"),
+                env=toy_spec(),
+                learner={"learner": straight.state()},
+            )
+        straight.update(make_segment(straight.policy, seed=i))
+    torch.manual_seed(12345)  # a new process has another global state
+    state = load_learner(tmp_path / "step_000003")
+    assert state is not None
+    resumed = learner(load_policy(tmp_path / "step_000003"), seed=99, **settings, **extra)
+    resumed.load(state["learner"])
+    assert (resumed.iteration, resumed.env_steps) == (3, straight.env_steps - _steps(straight, 3))
+    resumed.update(make_segment(resumed.policy, seed=3))
+    assert not changed(weights(straight.policy), resumed.policy)
+    assert resumed.return_scale.std == straight.return_scale.std
+
+
+def _steps(one: Learner, seed: int) -> int:
+    return int(make_segment(one.policy, seed=seed).duration.sum())
+
+
+# --- minibatches ---
+
+
+def test_streams_stay_whole_for_a_policy_with_memory() -> None:
+    for memory, streams, t in (("none", 24, 1), ("gru", 4, 6)):
+        policy = make_policy("gaussian", memory=memory)
+        one = learner(policy, minibatches=3)
+        batch, _ = one._targets(make_segment(policy, 4, 6))
+        assert batch.valid.shape == (streams, t)
+        parts = one._minibatches(batch)
+        assert len(parts) == 3
+        assert sorted(torch.cat(parts).tolist()) == list(range(streams))
+        rows = batch.rows(parts[0])
+        assert rows.trace.shape[:2] == (len(parts[0]), t)
+        assert all(len(v) == len(parts[0]) for v in rows.memory.values())
+        if memory == "gru":
+            assert torch.equal(rows.memory["h"], batch.memory["h"][parts[0]])
+
+
+def test_memory_at_the_start_of_a_segment_is_used() -> None:
+    policy = make_policy("gaussian", memory="gru")
+    segment = make_segment(policy, ends=0.0)
+    segment = replace(segment, starts=torch.zeros_like(segment.starts), memory={"h": torch.randn(4, 16)})
+    metrics = learner(policy).update(segment)
+    assert metrics["loss/first_log_ratio"] < 1e-4
+    assert metrics["loss/rollout_log_prob_gap"] > 1e-3  # this memory is not the one it acted with

@@ -1,0 +1,111 @@
+"""Small parts that tests of learning share: toy environments, tiny policies of every family, synthetic segments."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from envs.build import build
+from envs.toy import Toy
+from envs.types import EnvConfig, EnvSpec
+from pretrained.checkpoint import save
+from pretrained.types import ObsBatch
+from rl.types import Segment
+
+POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
+FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml"))
+SUCCESS = {"success": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
+
+
+def toy(*, step_deadline_s: float = 10.0, open_deadline_s: float = 60.0, **sim: Any) -> EnvConfig:
+    """A toy environment in a child process; keyword arguments are those of `envs.toy.Toy`."""
+    node = {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 10, **sim}
+    return EnvConfig(node, step_deadline_s=step_deadline_s, open_deadline_s=open_deadline_s)
+
+
+def toy_spec(**sim: Any) -> EnvSpec:
+    """What that environment offers."""
+    return Toy(**{"size": [16, 16], "max_steps": 10, **sim}).spec
+
+
+def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
+    """configs/policy/<family>.yaml with tiny sizes."""
+    node = yaml.safe_load((POLICIES / f"{family}.yaml").read_text())
+    node |= {"width": 16, "critic_width": 16}
+    if "encoder" in node:
+        node["encoder"] |= {"width": 16, "channels": [4, 4, 4]}
+    if "clip" in node:
+        node |= {"clip": "tiny", "binary": []}
+    if node["horizon"] > 1:
+        node["horizon"] = 4
+    if "steps" in node["kernel"]:
+        node["kernel"]["steps"] = min(4, node["kernel"]["steps"])
+    return {**node, **overrides}
+
+
+def make_policy(family: str = "gaussian", spec: EnvSpec | None = None, *, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny policy; layers that start at zero are given some weight, as training would."""
+    spec = spec or toy_spec(discrete=family == "categorical")
+    torch.manual_seed(seed)
+    policy = build(policy_node(family, **overrides), env=spec)
+    for p in policy.parameters():
+        if p.requires_grad and not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return policy.eval()
+
+
+def checkpoint(folder: Path, family: str = "gaussian", *, seed: int = 0, **overrides: Any) -> Path:
+    """A saved tiny policy for the toy environment."""
+    spec = toy_spec(discrete=family == "categorical")
+    policy = make_policy(family, spec, seed=seed, **overrides)
+    save(folder, policy, node=policy_node(family, **overrides), env=spec)
+    return folder
+
+
+def observe(policy: Any, n: int, rng: np.random.Generator) -> ObsBatch:
+    """Random observations."""
+    steps = policy.spec.history
+    return ObsBatch(
+        images={c: rng.integers(0, 256, (n, steps, *s, 3), dtype=np.uint8) for c, s in policy.spec.cameras.items()},
+        proprio=rng.normal(size=(n, steps, len(policy.spec.proprio))).astype(np.float32),
+        texts=["reach the red target", "reach the blue target"] * (n // 2) + ["reach"] * (n % 2),
+    )
+
+
+def make_segment(policy: Any, n: int = 4, t: int = 6, *, seed: int = 0, ends: float = 0.2) -> Segment:
+    """What a collector would return of a policy acting in a world of random pictures and rewards."""
+    rng = np.random.default_rng(seed)
+    noise = [torch.Generator().manual_seed(1000 * seed + i) for i in range(n)]
+    done = torch.from_numpy(rng.random((n, t)) < ends)
+    terminated = done & torch.from_numpy(rng.random((n, t)) < 0.5)
+    starts = torch.cat([torch.ones(n, 1, dtype=torch.bool), done[:, :-1]], 1)
+    memory = first = policy.initial_memory(n)
+    features, decisions = [], []
+    for i in range(t):
+        fresh = policy.initial_memory(n)
+        memory = {k: torch.where(starts[:, i, None], fresh[k], v) for k, v in memory.items()}
+        features.append(policy.encode(observe(policy, n, rng)))
+        decision, memory = policy.act(features[-1], memory, noise)
+        decisions.append(decision)
+    last = policy.value(policy.encode(observe(policy, n, rng)), memory)
+    value = torch.stack([d.value for d in decisions], 1).float()
+    return Segment(
+        features={k: torch.stack([f[k] for f in features], 1) for k in features[0]},
+        texts=["reach"],
+        text_id=torch.zeros(n, t, dtype=torch.int64),
+        trace=torch.stack([d.trace for d in decisions], 1),
+        log_prob=torch.stack([d.log_prob for d in decisions], 1),
+        active=torch.stack([d.active for d in decisions], 1),
+        value=value,
+        next_value=torch.cat([value[:, 1:], last[:, None]], 1),
+        env_reward=torch.from_numpy(rng.normal(size=(n, t)).astype(np.float32)),
+        duration=torch.from_numpy(rng.integers(1, policy.spec.execute + 1, (n, t))),
+        terminated=terminated,
+        truncated=done & ~terminated,
+        starts=starts,
+        valid=torch.ones(n, t, dtype=torch.bool),
+        memory=first,
+        version=0,
+    )
