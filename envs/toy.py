@@ -52,7 +52,7 @@ class Toy:
     ) -> None:
         """The `*_at` are step numbers of an episode (0: the reset) at which the process dies, sleeps for ever, or from
         which on proprioception is NaN or frames are black; with `fault_seed`, in episodes of that seed only.
-        `step_ms` keeps the processor busy, as a slow simulator would."""
+        `step_ms` uses up that much processor time, as a slow simulator would."""
         if name not in ("reach", "reach_discrete"):
             raise EnvError(f"toy: there is no '{name}'; expected 'reach' or 'reach_discrete'")
         unknown = sorted(set(tasks) - set(TASKS))
@@ -87,7 +87,7 @@ class Toy:
         if not self.running:
             raise ResetNeeded(f"{self.spec.env_id}: step before reset or after the end of the episode; call reset")
         action = check_action(self.spec, action)
-        deadline = time.perf_counter() + self.step_ms / 1e3
+        deadline = time.thread_time() + self.step_ms / 1e3  # not the wall clock: others may need the processor too
         self.steps += 1
         self._misbehave()
         move = MOVES[int(action[0])] if self.discrete else action
@@ -97,7 +97,7 @@ class Toy:
         truncated = not success and self.steps >= self.spec.max_steps
         self.running = not (success or truncated)
         obs = self._observe(render)
-        while time.perf_counter() < deadline:
+        while time.thread_time() < deadline:
             pass
         return Step(obs, float(success), success, truncated, success)
 

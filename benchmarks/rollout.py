@@ -1,0 +1,305 @@
+"""How much of the simulators' own speed is left: `python -m benchmarks.rollout [--env NAME] [--seconds S]`.
+
+    A  raw      P processes, each stepping its own simulator in chunks of 8, picture after the last; nothing else
+    B  vector   SimVector with P rows, fed random legal chunks
+    C  policy   the same with a flow policy deciding (rl.collect.Collector)
+    D  loop     collection and PPO updates in turn, in one process
+
+Blocks of A, B, C and D alternate in one run, each as long as it takes to collect one segment, and the ratios B/A, C/A
+and D/A are medians over the rounds: whatever else the machine does meanwhile slows all four. In C and D policy and
+learner share the processor with the simulators, so their ratios are those of a machine without an accelerator.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.tables import hardware, table, write_results, write_section
+from envs.build import build
+from envs.check import sample_action
+from envs.child import interpreter
+from envs.types import Env, EnvConfig, EnvSpec
+from envs.vector import SimVector
+from rl.collect import Collector
+from rl.learner import Learner
+from rl.ppo import Ppo
+
+ROOT = Path(__file__).resolve().parents[1]
+CHUNK = 8
+TOY = {"_target_": "envs.toy.Toy", "name": "reach", "max_steps": 96, "hold": 1000, "cameras": {"top": [64, 64]}}
+ENVS: dict[str, EnvConfig] = {
+    "toy_5ms": EnvConfig(sim={**TOY, "step_ms": 5.0}),
+    "toy_20ms": EnvConfig(sim={**TOY, "step_ms": 20.0}),
+    "robosuite_lift": EnvConfig(
+        sim={
+            "_target_": "envs.robosuite.Robosuite",
+            "name": "Lift",
+            "cameras": {"robot0_eye_in_hand": [64, 64]},
+            "render_quality": "fast",
+        }
+    ),
+}
+POLICY: dict[str, Any] = {
+    "_target_": "pretrained.chunk_policy.ChunkPolicy",
+    "kernel": {"_target_": "pretrained.chain.FlowNoise", "steps": 4, "min_std": 0.05, "max_std": 0.2, "std": 0.1},
+    "horizon": CHUNK,
+    "encoder": {"_target_": "pretrained.encoders.PixelEncoder", "width": 128},
+    "network": "mlp",
+    "width": 256,
+}
+ALGO = Ppo(lr=1e-5, links="sum", reduction="sum", clip=0.2, epochs=4, minibatches=4)
+GOALS = {"vector": 0.95, "policy": 0.90, "loop": 0.85}
+
+
+# --- A: in a process of its own ---------------------------------------------------------------------------------------
+
+
+def serve_raw(config: EnvConfig, index: int) -> None:
+    """Read a number of seconds per line, step for that long, answer with steps and seconds; until the input ends."""
+    env: Env = build(config.sim)
+    rng = np.random.default_rng(index)
+    seed = index * 1000
+    env.reset(env.spec.tasks[0], seed)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        limit, started, steps = float(line), time.perf_counter(), 0
+        while (spent := time.perf_counter() - started) < limit:
+            for j in range(CHUNK):
+                step = env.step(sample_action(env.spec, rng), render=j == CHUNK - 1)
+                steps += 1
+                if step.terminated or step.truncated:
+                    if not step.obs.images:
+                        env.render()
+                    seed += 1
+                    env.reset(env.spec.tasks[0], seed)
+                    break
+        print(json.dumps({"steps": steps, "seconds": spent}), flush=True)
+    os._exit(0)  # some GL libraries crash in their own exit handlers
+
+
+class Raw:
+    """P processes without any channel to the outside but the two lines of a block."""
+
+    def __init__(self, config: EnvConfig, count: int) -> None:
+        command = [interpreter(config), "-m", "benchmarks.rollout", "--raw", json.dumps(asdict(config))]
+        one_thread = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.processes = [
+            subprocess.Popen(
+                [*command, "--index", str(i)],
+                cwd=ROOT,
+                env={**os.environ, **one_thread},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # as SimVector's children; sessions may be scheduled as groups
+            )
+            for i in range(count)
+        ]
+        for process in self.processes:
+            self._answer(process)
+
+    def block(self, seconds: float) -> float:
+        """Steps per second of all processes together."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{seconds}\n")
+            process.stdin.flush()
+        answers = [self._answer(process) for process in self.processes]
+        return sum(a["steps"] / a["seconds"] for a in answers)
+
+    def stop(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):  # simulators print things of their own
+                return json.loads(line)
+        raise RuntimeError(f"a raw simulator process ended with status {process.wait()}; try `launch.py doctor`")
+
+
+# --- B, C, D ----------------------------------------------------------------------------------------------------------
+
+
+class Vector:
+    """Random legal chunks through SimVector; every row is asked again as soon as it has answered."""
+
+    def __init__(self, vector: SimVector) -> None:
+        self.vector, self.rng, self.seed = vector, np.random.default_rng(0), 0
+        for i in range(vector.num_envs):
+            self._reset(i)
+        waiting = set(range(vector.num_envs))
+        while waiting:
+            for i in vector.wait():
+                vector.take(i)
+                waiting.discard(i)
+
+    def block(self, seconds: float) -> float:
+        """Steps per second of all rows together, each over its own time, as in `Raw`."""
+        spec, started = self.vector.env_spec, time.perf_counter()
+        steps, resetting, busy, rate = [0] * self.vector.num_envs, set[int](), set(range(self.vector.num_envs)), 0.0
+        for i in busy:
+            self.vector.send_step(i, self._chunk(spec))
+        while busy:
+            for i in self.vector.wait():
+                arrival = self.vector.take(i)
+                if arrival.kind == "failed":
+                    raise RuntimeError(f"a simulator failed during the measurement: {arrival.failure}")
+                resetting.discard(i)
+                steps[i] += arrival.executed
+                if arrival.terminated or arrival.truncated:
+                    self._reset(i)
+                    resetting.add(i)
+                elif (spent := time.perf_counter() - started) >= seconds:
+                    rate += steps[i] / spent
+                    busy.discard(i)
+                else:
+                    self.vector.send_step(i, self._chunk(spec))
+        return rate
+
+    def _reset(self, i: int) -> None:
+        self.seed += 1
+        self.vector.send_reset(i, self.vector.tasks[0], self.seed)
+
+    def _chunk(self, spec: EnvSpec) -> np.ndarray:
+        return np.stack([sample_action(spec, self.rng) for _ in range(CHUNK)])
+
+
+class Loop:
+    """Collection, with or without an update after it."""
+
+    def __init__(self, vector: SimVector, decisions: int) -> None:
+        policy = build(POLICY, env=vector.env_spec)
+        terms = {"sparse": {"weight": 1.0, "term": build({"_target_": "rl.rewards.sparse.Sparse"})}}
+        self.learner = Learner(policy, ALGO, terms)
+        self.collector = Collector(vector, policy, decisions=decisions, gamma=ALGO.gamma)
+        self.version, self.learn_s = 0, 0.0
+
+    def collect(self) -> tuple[float, float]:
+        """(steps per second, seconds) of one segment."""
+        return self._run(learn=False)
+
+    def collect_and_learn(self) -> tuple[float, float]:
+        """(steps per second, seconds) of one segment and the update that uses it."""
+        return self._run(learn=True)
+
+    def _run(self, *, learn: bool) -> tuple[float, float]:
+        started = time.perf_counter()
+        segment = self.collector.collect(self.version)
+        if learn:
+            self.learn_s = self.learner.update(segment)["time/learn_s"]
+            self.version += 1
+        spent = time.perf_counter() - started
+        return float(segment.duration.sum()) / spent, spent
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, seconds: float, count: int, decisions: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rounds of A, B, C, D for about `seconds`; medians of the ratios and of the raw figures."""
+    config = ENVS[name]
+    raw, vectors = None, []
+    try:
+        raw = Raw(config, count)
+        vectors = [SimVector([config] * count, max_chunk=CHUNK) for _ in range(2)]
+        vector, loop = Vector(vectors[0]), Loop(vectors[1], decisions)
+        _, block = loop.collect_and_learn()  # warm-up, and the length of a block
+        _, block = loop.collect()
+        vector.block(block / 4)
+        raw.block(block / 4)
+        rounds: list[dict[str, float]] = []
+        ends = time.perf_counter() + seconds
+        while len(rounds) < 2 or time.perf_counter() + 5 * block < ends:
+            row = {"raw": raw.block(block), "vector": vector.block(block)}
+            row["policy"], block = loop.collect()
+            row["loop"], spent = loop.collect_and_learn()
+            row["learn_share"] = loop.learn_s / spent
+            rounds.append(row)
+            say(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+    finally:
+        if raw is not None:
+            raw.stop()
+        for v in vectors:
+            v.close()
+    middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
+    ratio = {k: statistics.median(r[k] / r["raw"] for r in rounds) for k in GOALS}
+    return {"middle": middle, "ratio": ratio, "rounds": len(rounds), "processes": count, "decisions": decisions}
+
+
+def as_results(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """name -> ratio, goal and both raw figures, as they are kept in results.json."""
+    return {
+        f"rollout/{name}/{what}": {
+            "ratio": round(found["ratio"][what], 4),
+            "goal": goal,
+            "steps_per_s": round(found["middle"][what], 2),
+            "raw_steps_per_s": round(found["middle"]["raw"], 2),
+            "rounds": found["rounds"],
+            "processes": found["processes"],
+        }
+        for what, goal in GOALS.items()
+    }
+
+
+def as_table(all_found: dict[str, dict[str, Any]]) -> str:
+    """One row per environment."""
+    head = ["environment", "P", "rounds", "A raw steps/s", "B/A vector (0.95)", "C/A policy (0.90)", "D/A loop (0.85)",
+            "of D, learning"]  # fmt: skip
+    rows = []
+    for name, found in all_found.items():
+        ratios = [f"{found['ratio'][k]:.3f}" + ("" if found["ratio"][k] >= goal else " *") for k, goal in GOALS.items()]
+        middle = found["middle"]
+        rows.append([name, str(found["processes"]), str(found["rounds"]), f"{middle['raw']:.1f}", *ratios,
+                     f"{100 * middle['learn_share']:.0f} %"])  # fmt: skip
+    return table(head, rows) + "\n\n`*` below its goal (in brackets)."
+
+
+def main() -> None:
+    """Measure, print the table, and write results.json and RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", choices=[*ENVS, "all"], default="all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="per environment")
+    parser.add_argument("--envs-per-core", type=int, default=2)
+    parser.add_argument("--decisions", type=int, default=16, help="per environment and segment")
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    parser.add_argument("--raw", help=argparse.SUPPRESS)
+    parser.add_argument("--index", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.raw:
+        serve_raw(EnvConfig(**json.loads(args.raw)), args.index)
+        return
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    torch.set_num_threads(1)
+    count = args.envs_per_core * len(os.sched_getaffinity(0))
+    found = {}
+    for name in ENVS if args.env == "all" else [args.env]:
+        found[name] = measure(name, args.seconds, count, args.decisions, lambda s: print(s, file=sys.stderr))
+    print(as_table(found))
+    if args.no_write:
+        return
+    for name, result in found.items():
+        write_results(as_results(name, result))
+    text = f"## Rollout efficiency\n\n{hardware()}\n\n{as_table(found)}\n\n"
+    text += f"Command: `python -m benchmarks.rollout --env {args.env} --seconds {args.seconds:g}"
+    text += f" --envs-per-core {args.envs_per_core} --decisions {args.decisions}`. What A to D are, says its docstring."
+    write_section("rollout", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The benchmarks run, count right, and keep each other's results. The figures themselves are not tested here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import families, rollout
+from benchmarks.tables import table, write_results, write_section
+from envs.types import EnvConfig
+from rl.ppo import Ppo
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "demos": {"episodes": 3},
+    "imitate": {"steps": 4, "batch_size": 8},
+    "policy": {"width": 32},
+    "finetune": {"envs_per_worker": 2, "decisions": 2, "iterations": 4},  # one more than the critic's warm-up
+}
+
+
+def test_measures_four_rates_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rollout.ENVS, "toy_5ms", EnvConfig(sim={**rollout.TOY, "step_ms": 1.0, "max_steps": 12}))
+    said: list[str] = []
+    found = rollout.measure("toy_5ms", seconds=0.0, count=2, decisions=2, say=said.append)
+    assert found["rounds"] == len(said) == 2
+    middle = found["middle"]
+    assert all(middle[k] > 0 for k in ("raw", "vector", "policy", "loop"))
+    assert middle["raw"] <= 2 * 1000  # two processes that need a millisecond of processor time per step
+    assert 0 < middle["learn_share"] < 1
+    results = rollout.as_results("toy_5ms", found)
+    assert {k: v["goal"] for k, v in results.items()} == {
+        "rollout/toy_5ms/vector": 0.95,
+        "rollout/toy_5ms/policy": 0.90,
+        "rollout/toy_5ms/loop": 0.85,
+    }
+    assert results["rollout/toy_5ms/vector"]["raw_steps_per_s"] == round(middle["raw"], 2)
+
+
+def test_what_misses_its_goal_is_marked() -> None:
+    middle = {"raw": 100.0, "vector": 96.0, "policy": 80.0, "loop": 90.0, "learn_share": 0.1}
+    ratio = {"vector": 0.96, "policy": 0.80, "loop": 0.90}
+    text = rollout.as_table({"toy": {"middle": middle, "ratio": ratio, "rounds": 3, "processes": 4}})
+    assert "0.960 " in text
+    assert "0.800 *" in text
+    assert "0.900 *" not in text
+
+
+def test_a_family_goes_through_the_whole_job_and_continues(tmp_path: Path) -> None:
+    result = families.run("gaussian", tmp_path, episodes=4, seed=0, changes=TINY)
+    for moment in ("before", "after"):
+        assert result[moment]["episodes"] == 4
+        assert 0 <= result[moment]["low"] <= result[moment]["success"] <= result[moment]["high"] <= 1
+    assert 0 < result["env_steps"] <= 4 * 2 * 2 * 8
+    manifest = tmp_path / "finetune" / "step_000004" / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+    again = families.run("gaussian", tmp_path, episodes=4, seed=0, changes=TINY)
+    assert again == result
+    assert manifest.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_settings_of_every_family_are_complete(family: str) -> None:
+    s = families.settings(family)
+    assert set(s) == set(families.BASE)
+    assert (ROOT / "configs" / "policy" / f"{family}.yaml").is_file()
+    algo = Ppo(**s["algo"])
+    first = algo.stage(0)
+    if first.losses == ("value",):
+        assert "actor" in first.freeze
+    assert algo.stage(10**6).losses == ("policy", "value")
+
+
+def test_sections_and_results_keep_the_others(tmp_path: Path) -> None:
+    page, numbers = tmp_path / "RESULTS.md", tmp_path / "results.json"
+    write_section("a", "old a", page)
+    write_section("b", "only b", page)
+    write_section("a", "new a", page)
+    text = page.read_text()
+    assert "old a" not in text
+    assert text.index("new a") < text.index("only b")
+    write_results({"x": {"ratio": 1}, "y": 2}, numbers)
+    write_results({"x": {"ratio": 3}}, numbers)
+    assert json.loads(numbers.read_text()) == {"x": {"ratio": 3}, "y": 2}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["RESULTS.md", "results.json"]
+
+
+def test_tables_line_up() -> None:
+    rows: list[Any] = table(["a", "long head"], [["wide cell", "1"]]).splitlines()
+    assert len({len(r) for r in rows}) == 1
