@@ -87,16 +87,18 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def __init__(
         self, configs: Sequence[EnvConfig], *, max_chunk: int = 16, budget: RestartBudget | None = None
     ) -> None:
+        self._rows: list[_Row] = []
+        self._selector = selectors.DefaultSelector()
         if not configs:
             raise EnvError("SimVector needs at least one EnvConfig")
         self.num_envs = len(configs)
         self.budget = budget or RestartBudget()
         self.max_chunk = max_chunk
         self.restarts = 0  # of all rows
-        self._rows = [_Row(Child(c, max_chunk=max_chunk)) for c in configs]
-        self._selector = selectors.DefaultSelector()
         self._episode = np.zeros(self.num_envs, dtype=bool)  # Gymnasium face: inside an episode
         try:
+            for config in configs:
+                self._rows.append(_Row(Child(config, max_chunk=max_chunk)))
             self.env_spec = self._open()
         except BaseException:
             self.close()
@@ -135,20 +137,21 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def wait(self) -> list[int]:
         """Block until at least one asked row has an answer; return all that have. Deadlines are kept here."""
         while True:
-            ready = [i for i, row in enumerate(self._rows) if row.asked and not row.child.busy]
-            if ready:
-                return ready
+            ready = any(row.asked and not row.child.busy for row in self._rows)
             deadlines = [(row.child.deadline, i) for i, row in enumerate(self._rows) if row.child.busy]
+            if deadlines:
+                first, i = min(deadlines)
+                for key, _ in self._selector.select(0.0 if ready else max(0.0, first - time.monotonic())):
+                    self._receive(key.data)
+                child = self._rows[i].child
+                if child.busy and time.monotonic() >= child.deadline:  # also while the others keep answering
+                    self._unwatch(i)
+                    child.fail("hung", f"no answer to {child.asking}")
+            rows = [i for i, row in enumerate(self._rows) if row.asked and not row.child.busy]
+            if rows:
+                return rows
             if not deadlines:
                 raise EnvError("wait: no request is under way; call send_reset or send_step first")
-            first, i = min(deadlines)
-            events = self._selector.select(max(0.0, first - time.monotonic()))
-            for key, _ in events:
-                self._receive(key.data)
-            child = self._rows[i].child
-            if child.busy and time.monotonic() >= child.deadline:  # also while the others keep answering
-                self._unwatch(i)
-                child.fail("hung", f"no answer to {child.asking}")
 
     def take(self, i: int) -> Arrival:
         """The answer of row i. Raises the environment's own EnvError if the request was refused."""
