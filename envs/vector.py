@@ -202,7 +202,9 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         for i in np.flatnonzero(mask):
             chosen = seeds[i]
             self.send_reset(int(i), task, int(np.random.randint(2**31)) if chosen is None else chosen)
-        failed = self._gather(mask)
+        failed = np.zeros(self.num_envs, dtype=bool)
+        for i, arrival in self._arrivals(mask):
+            failed[i] = arrival.kind == "failed"
         self._episode[mask] = ~failed[mask]
         return self._batch(), {"failed": failed}
 
@@ -233,18 +235,12 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._batch(), rewards, flags[0], flags[1], info
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Stop all children; safe to call twice."""
+        """Stop all children; Gymnasium's `close` calls it once."""
         for i, row in enumerate(self._rows):
             self._unwatch(i)
             row.child.close()
         self._rows = []
         self._selector.close()
-
-    def close(self, **kwargs: Any) -> None:
-        """Stop all children; safe to call twice."""
-        if not getattr(self, "closed", False):
-            self.close_extras(**kwargs)
-            self.closed = True
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -254,12 +250,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             self._rows[i].asked = "open"
             self._rows[i].child.ask({"op": "ping"})
             self._watch(i)
-        pending = set(range(self.num_envs))
-        while pending:
+        while any(row.asked for row in self._rows):
             for i in self.wait():
-                if i not in pending:
-                    continue
-                pending.discard(i)
                 self._unwatch(i)
                 child = self._rows[i].child
                 self._rows[i].asked = ""
@@ -390,12 +382,6 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if refused:
             raise refused[0]
         return arrivals
-
-    def _gather(self, mask: np.ndarray) -> np.ndarray:
-        failed = np.zeros(self.num_envs, dtype=bool)
-        for i, arrival in self._arrivals(mask):
-            failed[i] = arrival.kind == "failed"
-        return failed
 
     def _batch(self) -> dict[str, Any]:
         """Observations of all rows, copied."""

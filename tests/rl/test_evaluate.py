@@ -1,0 +1,185 @@
+"""The evaluation loop: the same noise twice, simulator failures apart, files and videos."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rl.evaluate
+from envs.types import EnvConfig
+from envs.vector import SimVector
+from pretrained.checkpoint import load_policy
+from rl.collect import TRAINING_SEEDS
+from rl.evaluate import ATTEMPTS, Episodes, EvaluateRun, evaluate, summarise
+from rl.types import EpisodeRecord
+from tests.toy_parts import checkpoint, make_policy, toy
+
+EASY = {"hold": 1, "max_steps": 30}
+WALK = {"hold": 1, "max_steps": 60, "discrete": True}  # a drunkard's walk wins some
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("run") / "step_000001", "flow", execute=2)
+
+
+@pytest.fixture(scope="module")
+def drunkard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("walk") / "step_000001", "categorical")
+
+
+def run(trained: Path, out: Path, config: EnvConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+    settings = {"episodes": 6, "workers": 2, "videos": 0, "quiet": True, **kwargs}
+    return evaluate(EvaluateRun(str(trained), config or toy(**EASY), str(out), **settings))
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+
+
+def test_the_same_checkpoint_twice_gives_the_same_episodes(drunkard: Path, tmp_path: Path) -> None:
+    """However many simulators there are."""
+    settings: dict[str, Any] = {"greedy": False, "episodes": 16, "seed_start": 40}
+    summaries = [run(drunkard, tmp_path / str(n), toy(**WALK), workers=n, **settings) for n in (1, 3)]
+    one, three = (records(tmp_path / str(n)) for n in (1, 3))
+    assert one == three
+    assert [(r["task"], r["seed"]) for r in one] == [(t, 40 + k) for k in range(8) for t in ("red", "blue")]
+    assert 0 < summaries[0]["success"] == summaries[1]["success"] < 1
+    assert len({r["length"] for r in one}) > 3  # not all the same by accident
+
+
+def test_noise_belongs_to_the_episode(drunkard: Path) -> None:
+    vector = SimVector([toy(**WALK)] * 2)
+    try:
+        policy = load_policy(drunkard)
+        plans = [[("red", 1), ("blue", 2), ("red", 3)], [("red", 3), ("red", 1)]]
+        a, b = (Episodes(vector, policy, plan, greedy=False).run() for plan in plans)
+        assert [b[0], b[1]] == [a[2], a[0]]
+    finally:
+        vector.close()
+
+
+def test_files_and_summary(trained: Path, tmp_path: Path) -> None:
+    summary = run(trained, tmp_path, command="evaluate me")
+    rows = records(tmp_path)
+    with (tmp_path / "episodes.csv").open() as f:
+        table = list(csv.DictReader(f))
+    assert [r["seed"] for r in rows] == [int(r["seed"]) for r in table] == [0, 0, 1, 1, 2, 2]
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert summary["episodes"] == 6
+    assert summary["success"] == sum(r["success"] for r in rows) / 6
+    assert summary["low"] <= summary["success"] <= summary["high"]
+    assert {t: v["episodes"] for t, v in summary["tasks"].items()} == {"red": 3, "blue": 3}
+    assert (summary["env"], summary["command"], summary["restarts"]) == ("toy/reach", "evaluate me", 0)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_summary_is_written_last(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(rl.evaluate.csv.DictWriter, "writerows", torn)
+    with pytest.raises(OSError, match="disk full"):
+        run(trained, tmp_path)
+    assert (tmp_path / "episodes.jsonl").exists()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_videos_of_the_first_episodes(trained: Path, tmp_path: Path) -> None:
+    run(trained, tmp_path, videos=2)
+    rows, videos = records(tmp_path), sorted((tmp_path / "videos").iterdir())
+    words = ["success" if r["success"] else "failure" for r in rows]
+    assert [v.name.rsplit(".", 1)[0] for v in videos] == [f"{k:03d}_seed0_{words[k]}" for k in range(2)]
+    assert all(v.stat().st_size > 500 for v in videos)
+
+
+def test_videos_hold_every_frame(trained: Path) -> None:
+    vector = SimVector([toy(**EASY)])
+    try:
+        episodes = Episodes(vector, load_policy(trained), [("red", 0)], videos=1)
+        (record,) = episodes.run()
+        (frames,) = episodes.videos.values()
+        assert len(frames) == record.length + 1
+        assert (frames[1:] != frames[:-1]).any((1, 2, 3)).mean() > 0.5
+    finally:
+        vector.close()
+
+
+# --- failures of the simulator ---
+
+
+@pytest.mark.parametrize("fault", ["crash_at", "nan_at"])
+def test_a_failed_simulator_is_tried_again_and_counted_apart(trained: Path, tmp_path: Path, fault: str) -> None:
+    """Seed 1 always breaks: both of its episodes are given up after three attempts each."""
+    summary = run(trained, tmp_path, toy(**EASY, **{fault: 1}, fault_seed=1))
+    assert (summary["episodes"], summary["infrastructure_failures"]) == (4, 2)
+    rows = records(tmp_path)
+    assert [r["valid"] for r in rows] == [True, True, False, False, True, True]
+    assert all(r["cause"] and not r["success"] for r in rows if not r["valid"])
+    assert summary["success"] == sum(r["success"] for r in rows) / 4
+    assert summary["restarts"] >= 2 * ATTEMPTS - 2  # a row that is not needed again stays down
+
+
+def test_a_failure_that_passes_costs_nothing(drunkard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"config": toy(**WALK), "greedy": False}
+    clean = run(drunkard, tmp_path / "clean", **settings)
+    sent, honest = [], SimVector.send_step
+
+    def once(self: SimVector, i: int, *args: Any) -> None:
+        sent.append(i)
+        if len(sent) == 3:
+            os.kill(self.pids()[i], signal.SIGKILL)
+        honest(self, i, *args)
+
+    monkeypatch.setattr(SimVector, "send_step", once)
+    again = run(drunkard, tmp_path / "again", **settings)
+    assert (again["infrastructure_failures"], again["restarts"]) == (0, 1)
+    assert records(tmp_path / "again") == records(tmp_path / "clean")
+    assert again["success"] == clean["success"]
+
+
+def test_nothing_evaluated_is_an_error(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="nothing was evaluated: all 2 episodes failed.*crashed"):
+        run(trained, tmp_path, toy(crash_at=0), episodes=2)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert (summary["episodes"], summary["success"]) == (0, None)
+
+
+def test_a_checkpoint_for_another_environment_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cameras"):
+        run(trained, tmp_path, toy(size=[24, 24]))
+    assert not (tmp_path / "summary.json").exists()
+    with pytest.raises(ValueError, match="no checkpoint"):
+        run(tmp_path / "nowhere", tmp_path)
+
+
+def test_seeds_of_training_are_refused() -> None:
+    for start, episodes in ((0, 0), (-1, 5), (TRAINING_SEEDS - 1, 2)):
+        with pytest.raises(ValueError, match="larger seeds belong to training"):
+            EvaluateRun("", toy(), "", seed_start=start, episodes=episodes)
+
+
+def test_summary_of_records() -> None:
+    rows = [EpisodeRecord("e", "a", s, s < 3, 10 + s, 1.0) for s in range(4)]
+    rows.append(EpisodeRecord("e", "b", 9, False, 3, 0.0, valid=False, cause="hung: x"))
+    s = summarise(rows)
+    assert (s["success"], s["episodes"], s["infrastructure_failures"], s["mean_length"]) == (0.75, 4, 1, 11.5)
+    assert s["tasks"]["a"]["success"] == 0.75
+    assert s["tasks"]["b"]["episodes"] == 0
+
+
+def test_memory_starts_afresh_in_every_episode() -> None:
+    vector = SimVector([toy(**EASY)])
+    try:
+        policy = make_policy("gaussian", execute=2, memory="gru")
+        with torch.no_grad():
+            alone = Episodes(vector, policy, [("blue", 5)], greedy=False).run()
+            after = Episodes(vector, policy, [("red", 4), ("blue", 5)], greedy=False).run()
+        assert after[1] == alone[0]
+    finally:
+        vector.close()
