@@ -32,9 +32,12 @@ def choose_gl() -> str:
 
 
 def _gl_missing(backend: str, cause: BaseException) -> EnvError:
+    fix = f"expected its system libraries: apt-get install -y --no-install-recommends {GL_PACKAGES}"
+    if backend not in _GL_MODULES:
+        fix = f"expected 'osmesa' or 'egl'; others need a display (DISPLAY is '{os.environ.get('DISPLAY', '')}')"
+        fix += ": set MUJOCO_GL=osmesa"
     return EnvError(
-        f"offscreen rendering with MUJOCO_GL={backend} is not possible ({type(cause).__name__}: {cause}); "
-        f"expected its system libraries: apt-get install -y --no-install-recommends {GL_PACKAGES}"
+        f"offscreen rendering with MUJOCO_GL={backend} is not possible ({type(cause).__name__}: {cause}); {fix}"
     )
 
 
@@ -62,7 +65,8 @@ def import_robosuite() -> Any:
     """Import robosuite without its log file in /tmp and its start-up warnings; EnvError if that is not possible."""
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
-    _gl_module(choose_gl())  # robosuite imports it too, but fails with a message that helps nobody
+    backend = choose_gl()
+    _gl_module(backend)  # robosuite imports it too, but fails with a message that helps nobody
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     file_handler = logging.FileHandler
     logging.FileHandler = lambda *args, **kwargs: logging.NullHandler()  # type: ignore[misc,assignment]
@@ -77,6 +81,7 @@ def import_robosuite() -> Any:
         ) from e
     finally:
         logging.FileHandler = file_handler  # type: ignore[misc]
+        os.environ["MUJOCO_GL"] = backend  # robosuite 1.4 replaces what it does not prefer
 
 
 @contextlib.contextmanager
@@ -127,7 +132,10 @@ class CameraRenderer:
             model.vis.quality.offsamples = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except mujoco.FatalError as e:  # a window system without a display is noticed only here
+            raise _gl_missing(choose_gl(), e) from e
         model.vis.quality.offsamples = samples
         self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
 

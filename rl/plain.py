@@ -1,6 +1,7 @@
 """The reference driver: plain Ray actors, no RLlib. Proves that the core needs none, and is the way out if it ends."""
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def start_ray(run: FinetuneRun) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     if run.ray_address:
+        _check_reachable(run.ray_address)
         ray.init(address=run.ray_address, runtime_env=environment, log_to_driver=False)
         return
     cpus = max(os.cpu_count() or 1, run.num_workers + run.num_learners + 1)
@@ -34,6 +36,20 @@ def start_ray(run: FinetuneRun) -> None:
         logging_level="warning",
         configure_logging=False,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes and then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" and the like
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except OSError as e:
+        raise ValueError(
+            f"no Ray cluster answers at ray_address = '{address}' ({e}); start one there with "
+            f"`ray start --head --port={port}`, or leave ray_address empty to start Ray here"
+        ) from e
 
 
 @ray.remote(num_cpus=1)
