@@ -5,6 +5,7 @@
 Under torch.distributed the gradients are averaged over learners, and every learner takes the same number of steps.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,17 +38,28 @@ class Learner:
         self.rng = torch.Generator().manual_seed(seed)
         self.iteration = 0
         self.env_steps = 0
+        self.lr_scale = 1.0
         self.return_scale = ReturnScale(algo.gamma)
         self._names = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         groups = [
-            {"params": [p], "lr": _by_prefix(algo.lr, n), "base_lr": _by_prefix(algo.lr, n)}
+            {"params": [p], "lr": _by_prefix(algo.lr, n), "base_lr": _by_prefix(algo.lr, n), "steps": 0}
             for n, p in self._names.items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=algo.weight_decay, eps=1e-5)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=algo.weight_decay)
 
     def update(self, segment: Segment) -> Metrics:
         """One iteration of learning. Raises RuntimeError if the first ratio is not 1."""
         started = time.perf_counter()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # what an algorithm draws repeats after a resume
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng)))
+            metrics = self._update(segment)
+        self.iteration += 1
+        self.env_steps += int(segment.duration[segment.valid].sum())
+        metrics["time/learn_s"] = time.perf_counter() - started
+        return metrics
+
+    def _update(self, segment: Segment) -> Metrics:
         stage = self.algo.stage(self.iteration)
         self._enter(stage)
         batch, metrics = self._targets(segment)
@@ -70,9 +82,6 @@ class Learner:
         for key in sorted({k for m in learned for k in m}):
             values = [m[key] for m in learned if key in m]
             metrics[key] = sum(values) / len(values)
-        self.iteration += 1
-        self.env_steps += int(segment.duration[segment.valid].sum())
-        metrics["time/learn_s"] = time.perf_counter() - started
         return metrics
 
     def state(self) -> dict[str, Any]:
@@ -96,15 +105,14 @@ class Learner:
 
     def _enter(self, stage: Stage) -> None:
         """Apply the freezes and learning rates of the stage."""
-        for (name, p), group in zip(self._names.items(), self.optimizer.param_groups, strict=True):
+        for name, p in self._names.items():
             frozen = name.startswith(tuple(stage.freeze)) if stage.freeze else False
             p.requires_grad_(not frozen)
             p.grad = None
-            group["lr"] = group["base_lr"] * stage.lr_scale
+        self.lr_scale = stage.lr_scale
 
     def _targets(self, segment: Segment) -> tuple[Batch, Metrics]:
-        reward, breakdown = combine(self.rewards, segment, self.algo.gamma)
-        metrics = {f"reward/{k}": v for k, v in breakdown.items()}
+        reward, metrics = combine(self.rewards, segment, self.algo.gamma)
         done = segment.terminated | segment.truncated
         if self.algo.return_scale:
             reward = self.return_scale(reward, segment.duration, done, segment.valid)
@@ -173,12 +181,21 @@ class Learner:
             for p in parameters:
                 dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
                 p.grad /= dist.get_world_size()  # type: ignore[operator]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.algo.max_grad_norm))
-        if not torch.isfinite(torch.tensor(norm)):
+        # Clipped apart: a steep policy gradient must not shrink the critic's.
+        critic = [p for n, p in self._names.items() if p.grad is not None and n.startswith("critic")]
+        actor = [p for n, p in self._names.items() if p.grad is not None and not n.startswith("critic")]
+        norms = [float(torch.nn.utils.clip_grad_norm_(part, self.algo.max_grad_norm)) for part in (actor, critic)]
+        norm = norms[0] if actor else norms[1]
+        if not all(map(math.isfinite, norms)):
             raise RuntimeError(
                 f"gradient norm is {norm} at iteration {self.iteration}; nothing was changed. "
                 "Lower algo.lr, or check rewards and observations for values that are not finite"
             )
+        for group in self.optimizer.param_groups:
+            if group["params"][0].grad is not None:
+                group["steps"] += 1
+                warm = min(1.0, group["steps"] / max(1, self.algo.lr_warmup))
+                group["lr"] = group["base_lr"] * self.lr_scale * warm
         self.optimizer.step()
         return norm
 
@@ -203,7 +220,7 @@ def _first_ratio(delta: float) -> None:
     if not delta < RATIO_TOLERANCE:
         raise RuntimeError(
             f"before the first update the log-ratio is {delta:.3g}, expected 0 within {RATIO_TOLERANCE:g}: "
-            "the policy does not score what it sampled (dropout, augmentation, or a chain whose sampler and scorer differ)"
+            "the policy does not score what it sampled (dropout, augmentation, a chain whose sampler and scorer differ)"
         )
 
 

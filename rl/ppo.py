@@ -57,6 +57,7 @@ class Ppo:
     normalize_advantage: bool = True
     return_scale: bool = False
     weight_decay: float = 0.0
+    lr_warmup: int = 16  # a parameter's first steps; Adam's own first steps are full-size whatever the gradient
     stages: tuple[Any, ...] = ()  # nodes of Stage; empty: one stage to the end
 
     def __post_init__(self) -> None:
