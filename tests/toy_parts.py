@@ -1,6 +1,7 @@
 """Small parts that tests of learning share: toy environments, tiny policies of every family, synthetic segments."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from envs.toy import Toy
 from envs.types import EnvConfig, EnvSpec
 from pretrained.checkpoint import save
 from pretrained.types import ObsBatch
+from rl.collect import Collector
 from rl.types import Segment
 
 POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
@@ -109,3 +111,10 @@ def make_segment(policy: Any, n: int = 4, t: int = 6, *, seed: int = 0, ends: fl
         memory=first,
         version=0,
     )
+
+
+def seed_of(*, row: int, episode: int, run_seed: int = 0, worker: int = 0) -> int:
+    """The seed of an episode of a fine-tuning run: of a row of a worker, counted from 0."""
+    vector = SimpleNamespace(tasks=("red", "blue"))
+    numbers: Any = SimpleNamespace(vector=vector, started=[episode] * (row + 1), seed=run_seed * 10**6 + worker)
+    return Collector._next_episode(numbers, row).seed

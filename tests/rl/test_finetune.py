@@ -1,0 +1,188 @@
+"""The fine-tuning loop in one process: account, limits, checkpoints, resume, lost episodes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
+from rl.finetune import FinetuneRun, finetune
+from rl.ledger import account, read
+from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
+
+ALGO = {"epochs": 2, "minibatches": 2, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("run") / "step_000001", "flow", execute=3)
+
+
+def settings(trained: Path, out: Path, **kwargs: Any) -> FinetuneRun:
+    fields: dict[str, Any] = {
+        "checkpoint": str(trained),
+        "env": toy(),
+        "out": str(out),
+        "algo": ALGO,
+        "rewards": SUCCESS,
+        "engine": "local",
+        "envs_per_worker": 2,
+        "decisions": 6,
+        "iterations": 3,
+        "logger": {"tensorboard": False},
+        "quiet": True,
+        "lockstep": True,
+    }
+    return FinetuneRun(**(fields | kwargs))
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    policy: Any = load_policy(path)
+    return policy.state_dict()
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return all(torch.equal(v, two[k]) for k, v in one.items())
+
+
+def test_three_iterations_and_their_account(trained: Path, tmp_path: Path) -> None:
+    last = finetune(settings(trained, tmp_path, num_workers=2, save_every=2))
+    assert last == tmp_path / "step_000003"
+    assert [p.name for p in sorted(tmp_path.glob("step_*"))] == ["step_000002", "step_000003"]
+    rows = log(tmp_path)
+    assert [r["iteration"] for r in rows] == [1, 2, 3]
+    assert all({"loss/policy", "reward/success", "rollout/success", "time/collect_s"} <= set(r) for r in rows)
+    assert all(r["loss/first_log_ratio"] < 1e-4 for r in rows)
+    assert all(r["loss/rollout_log_prob_gap"] < 1e-3 for r in rows)  # every round acted with the learner's weights
+    records = list(read(tmp_path / "ledger.jsonl"))
+    episodes = [r for r in records if r["event"] == "episode"]
+    assert len(episodes) == sum(r["rollout/episodes"] for r in rows) >= 6
+    assert len({(e["seed"]) for e in episodes}) == len(episodes)  # workers draw different initial states
+    assert {e["task"] for e in episodes} == {"red", "blue"}
+    assert account(records).balanced
+    assert rows[-1]["env_steps"] == sum(r["rollout/env_steps"] for r in rows)
+    assert not same(last, trained)
+    card = read_card(last)
+    assert card.parent == str(trained)
+    state = load_learner(last)
+    assert state is not None
+    assert state["learner"]["iteration"] == 3
+
+
+def test_lockstep_repeats_to_the_bit(trained: Path, tmp_path: Path) -> None:
+    a, b = (finetune(settings(trained, tmp_path / name, num_workers=2)) for name in "ab")
+    assert same(a, b)
+
+
+def test_without_a_learning_rate_the_policy_stays(trained: Path, tmp_path: Path) -> None:
+    assert same(finetune(settings(trained, tmp_path, algo=ALGO | {"lr": {"": 0.0}}, iterations=2)), trained)
+
+
+def test_resume_continues_numbers_weights_and_stages(trained: Path, tmp_path: Path) -> None:
+    algo = ALGO | {"stages": [{"iterations": 3, "losses": ["value"]}, {"losses": ["policy", "value"]}]}
+    first = finetune(settings(trained, tmp_path, algo=algo, iterations=2))
+    before = log(tmp_path)
+    middle = weights(first)
+    assert finetune(settings(trained, tmp_path, algo=algo, iterations=2)) == first  # there is nothing left to do
+    assert len(log(tmp_path)) == 2
+    last = finetune(settings(trained, tmp_path, algo=algo, iterations=4))
+    rows = log(tmp_path)
+    assert [r["iteration"] for r in rows] == [1, 2, 3, 4]
+    assert ["loss/policy" in r for r in rows] == [False, False, False, True]
+    assert rows[2]["env_steps"] == before[-1]["env_steps"] + rows[2]["rollout/env_steps"]
+    assert rows[2]["loss/rollout_log_prob_gap"] < 1e-3
+    assert rows[2]["wall_s"] > rows[1]["wall_s"]
+    state = load_learner(last)
+    assert state is not None
+    assert (state["learner"]["iteration"], state["loop"]["iteration"]) == (4, 4)
+    assert read_card(last).parent == str(trained)
+    now = weights(last)
+    assert any(not torch.equal(v, middle[k]) for k, v in now.items() if k.startswith("actor"))
+    seeds = [r["seed"] for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode"]
+    assert len(set(seeds)) == len(seeds)  # a continued run draws new initial states
+
+
+def test_a_torn_checkpoint_is_passed_over(trained: Path, tmp_path: Path) -> None:
+    finetune(settings(trained, tmp_path, iterations=2, save_every=1))
+    (tmp_path / "step_000002" / "manifest.json").unlink()
+    last = finetune(settings(trained, tmp_path, iterations=3))
+    assert last.name == "step_000003"
+    assert [r["iteration"] for r in log(tmp_path)][-2:] == [2, 3]
+    assert find(tmp_path) == last
+
+
+def test_limits(trained: Path, tmp_path: Path) -> None:
+    finetune(settings(trained, tmp_path / "steps", iterations=None, max_env_steps=40))
+    rows = log(tmp_path / "steps")
+    assert rows[-1]["env_steps"] >= 40 > rows[-2]["env_steps"]
+    finetune(settings(trained, tmp_path / "wall", iterations=500, max_wall_s=0.5))
+    assert 1 <= len(log(tmp_path / "wall")) < 100
+    with pytest.raises(ValueError, match="nothing would end this run"):
+        settings(trained, tmp_path, iterations=None)
+    with pytest.raises(ValueError, match="at least 1"):
+        settings(trained, tmp_path, decisions=0)
+
+
+def test_a_broken_simulator_is_in_the_ledger_and_in_no_success_rate(trained: Path, tmp_path: Path) -> None:
+    finetune(settings(trained, tmp_path, env=toy(crash_at=5, fault_seed=seed_of(row=1, episode=1))))
+    episodes = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode"]
+    lost = [e for e in episodes if not e["valid"]]
+    assert len(lost) == 1
+    assert lost[0]["cause"].startswith("crashed: ")
+    assert lost[0]["seed"] == seed_of(row=1, episode=1)
+    rows = log(tmp_path)
+    assert [r["rollout/lost_episodes"] for r in rows].count(1) == 1
+    assert sum(r["rollout/episodes"] for r in rows) == len(episodes) - 1
+    sums = account(read(tmp_path / "ledger.jsonl"))
+    assert (sums.failed, sums.restarts) == (1, {"crashed": 1})
+
+
+def test_rewards_from_privileged_state(trained: Path, tmp_path: Path) -> None:
+    progress = {"progress": {"weight": 0.5, "term": {"_target_": "rl.rewards.progress.Progress"}}}
+    finetune(settings(trained, tmp_path, rewards=SUCCESS | progress, iterations=1))
+    row = log(tmp_path)[0]
+    assert row["reward/progress"] != 0.0
+    assert row["reward/total"] == pytest.approx(row["reward/success"] + row["reward/progress"], abs=1e-6)
+
+
+def test_overrides_of_the_policy_last_through_checkpoints(trained: Path, tmp_path: Path) -> None:
+    overrides = {"kernel": {"max_std": 0.3}}
+    last = finetune(settings(trained, tmp_path, policy_overrides=overrides, iterations=2))
+    node = read_card(last).node
+    assert node["kernel"]["max_std"] == 0.3
+    assert node["kernel"]["_target_"] == policy_node("flow")["kernel"]["_target_"]
+    policy: Any = load_policy(last)
+    assert policy.kernel.max_std == 0.3
+    finetune(settings(trained, tmp_path, policy_overrides=overrides, iterations=3))
+
+
+def test_the_last_checkpoint_is_saved_even_if_its_number_is_that_of_the_parent(trained: Path, tmp_path: Path) -> None:
+    assert finetune(settings(trained, tmp_path, iterations=int(trained.name[5:]))) == tmp_path / trained.name
+
+
+def test_a_run_without_learner_state_is_not_continued_silently(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "step_000005")
+    with pytest.raises(ValueError, match="holds no learner state"):
+        finetune(settings(trained, tmp_path))
+
+
+def test_an_imitation_checkpoint_brings_no_optimizer_along(tmp_path: Path) -> None:
+    """Its learner state belongs to another loop."""
+    policy = make_policy("flow", execute=3)
+    folder = tmp_path / "imitation" / "step_000100"
+    save(folder, policy, node=policy_node("flow", execute=3), env=toy_spec(), learner={"optimizer": {"other": 1}})
+    finetune(settings(folder.parent, tmp_path / "out", iterations=1))
+    assert log(tmp_path / "out")[0]["iteration"] == 1
+
+
+def test_unknown_engine(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected rllib, ray or local"):
+        finetune(settings(trained, tmp_path, engine="spark"))
