@@ -162,6 +162,7 @@ def test_exact_pixels_are_stock_pixels_and_fast_ones_resemble_them(lift):
             difference = np.abs(mine[camera].astype(int) - quick[camera].astype(int))
             assert 0 < difference.mean() < 12
     fast.close()
+    env.sim._render_context_offscreen.gl_ctx.make_current()  # else it frees the framebuffers of the context that is
     env.close()
 
 
