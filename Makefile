@@ -4,6 +4,8 @@ PY := .venv/bin/python
 STAMP := .venv/.stamp
 REQUIREMENTS := requirements.txt requirements-nodeps.txt requirements-dev.txt constraints.txt
 export MUJOCO_GL ?= osmesa
+export TEMPER_GOLDEN ?= $(abspath ../shared/golden)
+export PYRIGHT_PYTHON_IGNORE_WARNINGS ?= 1
 
 .PHONY: setup gl demo test simulators lint format clean
 
@@ -30,7 +32,7 @@ simulators: setup
 	@$(PY) launch.py install libero robosuite15
 
 test: setup simulators
-	$(PY) -m pytest
+	@$(PY) -m pytest -q --durations=15 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
