@@ -55,9 +55,7 @@ def demo(run: DemoRun) -> Path:
     before = stages.timed("evaluate_before", lambda: _evaluate(run, out, "evaluate_before", imitated))
     tuned = stages.timed(
         "finetune",
-        lambda: finetune(
-            replace(run.finetune, checkpoint=str(imitated), out=str(out), seed=run.seed, quiet=run.quiet)
-        ),
+        lambda: finetune(replace(run.finetune, checkpoint=str(imitated), out=str(out), seed=run.seed, quiet=run.quiet)),
     )
     torch.set_num_threads(threads)
     after = stages.timed("evaluate_after", lambda: _evaluate(run, out, "evaluate_after", tuned))

@@ -161,9 +161,7 @@ def needs_of(run: FinetuneRun) -> tuple[str, ...]:
 class _Loop:
     """The state of the loop; one method per thing it does."""
 
-    def __init__(
-        self, run: FinetuneRun, out: Path, start: Start, engine: Engine, ledger: Ledger, log: RunLog
-    ) -> None:
+    def __init__(self, run: FinetuneRun, out: Path, start: Start, engine: Engine, ledger: Ledger, log: RunLog) -> None:
         self.run, self.out, self.start, self.engine, self.ledger, self.log = run, out, start, engine, ledger, log
         self.iteration = int(start.loop.get("iteration", 0))
         self.env_steps = int(start.loop.get("env_steps", 0))
@@ -217,7 +215,9 @@ class _Loop:
             if episode.valid:
                 self.recent.append(episode.success)
         for event in iteration.events:
-            self.ledger.write(event["kind"], iteration=self.iteration, **{k: v for k, v in event.items() if k != "kind"})
+            self.ledger.write(
+                event["kind"], iteration=self.iteration, **{k: v for k, v in event.items() if k != "kind"}
+            )
         steps = {k: v for k, v in iteration.metrics.items() if k.startswith("time/")}
         self.ledger.write("iteration", iteration=self.iteration, env_steps=self.env_steps, wall_s=self.wall_s, **steps)
 
