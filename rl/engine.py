@@ -67,6 +67,10 @@ class ShellLearner(TorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """The inner learner owns the optimizer."""
 
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:
+        """Part of RLlib's protocol; `update` never comes here."""
+        raise NotImplementedError
+
     def _make_modules_ddp_if_necessary(self) -> None:
         """The inner learner averages gradients itself, so that no wrapper stands between it and the policy."""
 
@@ -256,6 +260,16 @@ class RllibEngine:
         ray.shutdown()
 
 
+class _Config(AlgorithmConfig):
+    """RLlib asks the configuration for defaults even where it was told everything."""
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=PolicyModule)
+
+    def get_default_learner_class(self) -> type[TorchLearner]:
+        return ShellLearner
+
+
 def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
     module = RLModuleSpec(
         module_class=PolicyModule,
@@ -263,8 +277,8 @@ def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
         action_space=_SPACE,
         model_config={"checkpoint": str(start.checkpoint), "overrides": dict(start.overrides)},
     )
-    return (
-        AlgorithmConfig(algo_class=Temper)
+    config = (
+        _Config(algo_class=Temper)
         .api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         .framework("torch")
         .environment(
@@ -284,8 +298,9 @@ def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
         .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)
         .reporting(min_time_s_per_iteration=None, min_sample_timesteps_per_iteration=0)
         .debugging(seed=run.seed, log_level="ERROR")
-        .experimental(_dont_auto_sync_env_runner_states=True)
     )
+    config._dont_auto_sync_env_runner_states = True  # weights travel with `sample`, in no other way
+    return config
 
 
 class _Stats:
