@@ -97,7 +97,7 @@ class Runner(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         again = ray.get_runtime_context().was_current_actor_reconstructed
         incarnation = 1 + int(time.time()) % 999 if again else 0
-        self.worker = RolloutWorker(config.env_config["plan"], self.worker_index or 0, incarnation)
+        self.worker = RolloutWorker(config.env_config["plan"], max(0, self.worker_index - 1), incarnation)
 
     def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:  # type: ignore[override]
         """(a small report for the driver, the segment for the learner); called with two returns."""
@@ -143,6 +143,7 @@ class Temper(Algorithm):
 
     last: Iteration
     empty = 0
+    cause = "all rollout workers are still starting"  # of the last loss of a worker
     current: Weights | None = None  # the learner's weights after the last update
     version = 0
     backup: dict[str, Any] | None = None  # learner state to rebuild from, if the learner lives elsewhere
@@ -156,8 +157,9 @@ class Temper(Algorithm):
             self.current = get_weights(load_policy(start.checkpoint, overrides=dict(start.overrides)))
         reports, segments, events = self._sample(run)
         self.empty = 0 if segments else self.empty + 1
+        self.cause = events[-1]["cause"] if events else self.cause
         if self.empty >= EMPTY_ROUNDS:
-            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last cause: {events[-1]}")
+            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last cause: {self.cause}")
         metrics = {}
         if segments:
             metrics = segment_metrics([_Stats(r) for r in reports]) | self._learn(segments, events)
@@ -172,8 +174,10 @@ class Temper(Algorithm):
     def _sample(self, run: FinetuneRun) -> tuple[list[dict[str, Any]], list[Any], list[dict[str, Any]]]:
         """Reports, references to segments, and what went wrong. A worker over its deadline is killed and restarted."""
         manager = self.env_runner_group._worker_manager
-        if not manager.healthy_actor_ids():  # all are restarting: wait for at least one
-            manager.probe_unhealthy_actors(timeout_seconds=run.sample_timeout_s, mark_healthy=True)
+        deadline = time.monotonic() + run.sample_timeout_s
+        while not manager.healthy_actor_ids() and time.monotonic() < deadline:  # all are restarting: wait for one
+            manager.probe_unhealthy_actors(timeout_seconds=1.0, mark_healthy=True)
+            time.sleep(0.1)  # a restarting actor refuses the probe at once
         weights = ray.put(self.current)
         actors = {i: manager.actors()[i] for i in manager.healthy_actor_ids()}
         pending = {
