@@ -17,7 +17,7 @@ import torch
 
 from envs.build import build
 from envs.types import EnvConfig
-from pretrained.checkpoint import find, load_learner, load_policy, newest, read_card, save
+from pretrained.checkpoint import find, load_learner, load_policy, merge, newest, read_card, save
 from pretrained.progress import Bar
 from pretrained.types import Metrics, Policy
 from rl.learner import Learner
@@ -122,15 +122,14 @@ def finetune(run: FinetuneRun) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     start = _start(run, out)
     run = replace(run, policy_overrides=start.overrides)
-    ledger, log = Ledger(out / "ledger.jsonl"), RunLog(out, config=run.config, **run.logger)
-    engine = _engine(run, start)
-    loop = _Loop(run, out, start, engine, ledger, log)
-    try:
-        return loop.run_to_the_end()
-    finally:
-        engine.stop()
-        log.close()
-        ledger.close()
+    with Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
+        if start.loop:
+            ledger.write("resumed", iteration=start.loop["iteration"], checkpoint=start.checkpoint.name)
+        engine = _engine(run, start)
+        try:
+            return _Loop(run, out, start, engine, ledger, log).run_to_the_end()
+        finally:
+            engine.stop()
 
 
 def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -> Learner:
@@ -190,7 +189,7 @@ class _Loop:
                 bar.advance(done - before, success=metrics.get("rollout/success", 0.0), env_steps=self.env_steps)
                 if self.iteration % self.run.save_every == 0:
                     self._save(metrics)
-        if self.last.name != f"step_{self.iteration:06d}":
+        if self.last != self.out / f"step_{self.iteration:06d}":
             self._save({})
         return self.last
 
@@ -248,7 +247,7 @@ class _Loop:
         save(
             self.last,
             self.policy,
-            node=dict(self.card.node) | dict(self.start.overrides),
+            node=merge(self.card.node, self.start.overrides),
             env=self.card.env,
             metrics=metrics,
             config=dict(self.run.config),
