@@ -31,7 +31,7 @@ GOAL = 0.90  # success after PPO
 WARM_UP = {"iterations": 3, "losses": ["value"], "freeze": ["actor", "encoder", "noise"]}
 BASE: dict[str, Any] = {
     "env": "reach",  # name of the toy
-    "policy": {},  # goes over configs/policy/<family>.yaml
+    "policy": {"horizon": 4},  # goes over configs/policy/<family>.yaml
     "demos": {"episodes": 20, "noise": 0.1},
     "imitate": {"steps": 400, "batch_size": 64, "lr": 1e-3, "warmup": 50},
     "algo": {
@@ -39,15 +39,18 @@ BASE: dict[str, Any] = {
         "clip": 0.2,
         "links": "sum",
         "reduction": "sum",
-        "gamma": 0.99,
-        "lam": 0.95,
+        "gamma": 0.97,
+        "lam": 0.8,
         "epochs": 4,
         "minibatches": 4,
         "max_grad_norm": 1.0,
-        "max_kl": 0.05,
         "stages": [WARM_UP, {}],
     },
-    "finetune": {"envs_per_worker": 16, "decisions": 12, "iterations": 100},
+    "rewards": {
+        "sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}},
+        "progress": {"weight": 3.0, "term": {"_target_": "rl.rewards.progress.Progress", "mode": "pbrs"}},
+    },
+    "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 100},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "flow": {},
@@ -55,8 +58,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ddpm": {},
     "ddim": {},
     "edm": {},
-    "gaussian": {},
-    "categorical": {"env": "reach_discrete", "finetune": {"decisions": 48}},
+    "gaussian": {"policy": {"kernel": {"std": 0.3}}},
+    "categorical": {"env": "reach_discrete", "policy": {"horizon": 1}, "finetune": {"decisions": 48}},
 }
 
 
@@ -85,9 +88,8 @@ def run(family: str, out: Path, *, episodes: int, seed: int, changes: Mapping[st
                                     workers=8, videos=0, threads=1, quiet=quiet))  # fmt: skip
 
     before = judge(start, "before")
-    rewards = {"sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
     last = finetune(
-        FinetuneRun(checkpoint=str(start), env=env, out=str(out / "finetune"), algo=s["algo"], rewards=rewards,
+        FinetuneRun(checkpoint=str(start), env=env, out=str(out / "finetune"), algo=s["algo"], rewards=s["rewards"],
                     engine="local", seed=seed, quiet=quiet,
                     logger={"tensorboard": False}, **s["finetune"])
     )  # fmt: skip
