@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -30,3 +31,10 @@ def tiny_spec() -> EnvSpec:
         tasks=("red", "blue"),
         action_convention="velocity",
     )
+
+
+def pytest_unconfigure() -> None:
+    """Keep pytest's summary last: MuJoCo's GL context complains when it is freed during interpreter shutdown."""
+    for name in ("mujoco.osmesa", "mujoco.egl"):
+        if (module := sys.modules.get(name)) is not None:
+            module.GLContext.__del__ = lambda self: None
