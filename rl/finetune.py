@@ -24,7 +24,7 @@ from rl.learner import Learner
 from rl.ledger import Ledger
 from rl.log import RunLog
 from rl.ppo import Ppo
-from rl.rollout import RolloutPlan, Weights, as_module, put_weights
+from rl.rollout import RolloutPlan, Weights, put_weights
 from rl.stats import wilson
 from rl.types import EpisodeRecord
 
@@ -299,8 +299,3 @@ def segment_metrics(segments: list[Any]) -> Metrics:
         "time/policy_s": totals.get("policy_s", 0.0),
         "time/sim_fraction": totals.get("wait_s", 0.0) / collect if collect else 0.0,
     }
-
-
-def trainable(policy: Policy) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in as_module(policy).parameters() if p.requires_grad)
