@@ -32,7 +32,7 @@ WARM_UP = {"iterations": 3, "losses": ["value"], "freeze": ["actor", "encoder", 
 BASE: dict[str, Any] = {
     "env": "reach",  # name of the toy
     "policy": {"horizon": 4},  # goes over configs/policy/<family>.yaml
-    "demos": {"episodes": 60, "noise": 0.1},
+    "demos": {"episodes": 40, "noise": 0.1},
     "imitate": {"steps": 400, "batch_size": 64, "lr": 1e-3, "warmup": 50},
     "algo": {
         "lr": {"": 1e-4, "critic": 1e-3},

@@ -8,6 +8,8 @@ final observation.
 import torch
 from torch import Tensor
 
+from rl.reduce import moments
+
 
 def gae(
     reward: Tensor,
@@ -41,7 +43,8 @@ def gae(
 class ReturnScale:
     """Divides rewards by the running standard deviation of the discounted return (as DPPO does, arXiv:2409.00588).
 
-    Rewards are clipped to +-10 after scaling. Streams must keep their order from one segment to the next.
+    Rewards are clipped to +-10 after scaling. Streams must keep their order from one segment to the next. Learners
+    that train together share the statistics.
     """
 
     def __init__(self, gamma: float) -> None:
@@ -69,9 +72,9 @@ class ReturnScale:
         return max((self.m2 / self.count) ** 0.5, 1e-3)
 
     def _absorb(self, x: Tensor) -> None:
-        if not len(x):
+        n, mean, m2 = moments(x)
+        if not n:
             return
-        mean, m2, n = float(x.mean()), float(((x - x.mean()) ** 2).sum()), len(x)
         delta, total = mean - self.mean, self.count + n
         self.m2 += m2 + delta**2 * self.count * n / total
         self.mean += delta * n / total

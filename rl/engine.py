@@ -297,7 +297,11 @@ def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
             create_local_env_runner=False,
             sample_timeout_s=run.sample_timeout_s,
         )
-        .learners(learner_class=ShellLearner, num_learners=run.num_learners)
+        .learners(
+            learner_class=ShellLearner,
+            num_learners=run.num_learners,
+            num_gpus_per_learner=int(run.device.startswith("cuda") and run.num_learners > 0),
+        )
         .rl_module(rl_module_spec=module)
         .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)
         .reporting(min_time_s_per_iteration=None, min_sample_timesteps_per_iteration=0)

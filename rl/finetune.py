@@ -52,6 +52,7 @@ class FinetuneRun:
     max_wall_s: float | None = None
     save_every: int = 10
     seed: int = 0
+    device: str = "cpu"  # of the learners, e.g. cuda; rollout workers stay on the CPU
     threads: int = 1  # of torch, in every process
     lockstep: bool = False
     sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
@@ -66,6 +67,8 @@ class FinetuneRun:
             raise ValueError("nothing would end this run: set iterations, max_env_steps or max_wall_s")
         if self.num_workers < 1 or self.envs_per_worker < 1 or self.decisions < 1:
             raise ValueError("num_workers, envs_per_worker and decisions must be at least 1")
+        if self.device.startswith("cuda") and not torch.cuda.is_available() and not self.ray_address:
+            raise ValueError(f"device = '{self.device}', but this machine has no CUDA device; set device=cpu")
 
     def plan(self, checkpoint: str, needs: tuple[str, ...], gamma: float, seed: int) -> RolloutPlan:
         """What every rollout worker is told."""
@@ -141,7 +144,7 @@ def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -
         for name, node in run.rewards.items()
         if node["weight"]
     }
-    learner = Learner(policy, make_algo(run), terms, seed=run.seed)
+    learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device)
     if start.learner:
         learner.load(start.learner)
     return learner

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pretrained.types import Metrics, Policy
 from rl.advantage import ReturnScale, gae
 from rl.losses import explained_variance
 from rl.ppo import Ppo, Stage
+from rl.reduce import largest, learners, least, moments, total
 from rl.rewards import combine
 from rl.types import Batch, Segment
 
@@ -54,6 +54,8 @@ class Learner:
         with torch.random.fork_rng(devices):  # what an algorithm draws repeats after a resume
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng)))
             metrics = self._update(segment)
+        for p in self._names.values():  # a stage's freezes end here, so that weights are always sent whole
+            p.requires_grad_(True)
         self.iteration += 1
         self.env_steps += int(segment.duration[segment.valid].sum())
         metrics["time/learn_s"] = time.perf_counter() - started
@@ -130,9 +132,10 @@ class Learner:
         )
         metrics["loss/explained_variance"] = explained_variance(segment.value, returns, segment.valid)
         metrics["loss/return"] = float(returns[segment.valid].mean()) if segment.valid.any() else 0.0
-        if self.algo.normalize_advantage and int(segment.valid.sum()) > 1:
-            a = advantage[segment.valid]
-            advantage = (advantage - a.mean()) / (a.std() + 1e-8)
+        if self.algo.normalize_advantage:
+            count, mean, squares = moments(advantage[segment.valid])  # of all learners: they share one gradient
+            if count > 1:
+                advantage = (advantage - mean) / ((squares / (count - 1)) ** 0.5 + 1e-8)
         batch = Batch(
             features=segment.features,
             trace=segment.trace,
@@ -166,21 +169,15 @@ class Learner:
 
     def _minibatches(self, batch: Batch) -> list[Tensor]:
         n = batch.valid.shape[0]
-        count = min(self.algo.minibatches, n)
-        if dist.is_initialized() and dist.get_world_size() > 1:  # uneven rollouts must not leave a learner waiting
-            shared = torch.tensor(count)
-            dist.all_reduce(shared, op=dist.ReduceOp.MIN)
-            count = int(shared)
+        count = int(least(torch.tensor(min(self.algo.minibatches, n))))  # uneven rollouts: no learner waits for ever
         return list(torch.randperm(n, generator=self.rng).tensor_split(count))
 
     def _step(self, loss: Tensor) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for p in self._names.values() if p.grad is not None]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for p in parameters:
-                dist.all_reduce(p.grad, op=dist.ReduceOp.SUM)
-                p.grad /= dist.get_world_size()  # type: ignore[operator]
+        if learners() > 1:
+            _average_gradients(parameters)
         # Clipped apart: a steep policy gradient must not shrink the critic's.
         critic = [p for n, p in self._names.items() if p.grad is not None and n.startswith("critic")]
         actor = [p for n, p in self._names.items() if p.grad is not None and not n.startswith("critic")]
@@ -203,12 +200,7 @@ class Learner:
         """Target-KL stop; one learner over the limit stops all."""
         if self.algo.max_kl is None:
             return False
-        stop = m.get("loss/kl", 0.0) > self.algo.max_kl
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            flag = torch.tensor(float(stop))
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            stop = bool(flag)
-        return stop
+        return bool(largest(torch.tensor(float(m.get("loss/kl", 0.0) > self.algo.max_kl))))
 
     def _to_device(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":
@@ -222,6 +214,14 @@ def _first_ratio(delta: float) -> None:
             f"before the first update the log-ratio is {delta:.3g}, expected 0 within {RATIO_TOLERANCE:g}: "
             "the policy does not score what it sampled (dropout, augmentation, a chain whose sampler and scorer differ)"
         )
+
+
+def _average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """One message for all of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    shared = total(torch.cat([g.flatten() for g in gradients])) / learners()
+    for gradient, part in zip(gradients, shared.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _by_prefix(lr: Mapping[str, float] | float, name: str) -> float:

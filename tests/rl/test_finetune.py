@@ -131,6 +131,12 @@ def test_limits(trained: Path, tmp_path: Path) -> None:
         settings(trained, tmp_path, decisions=0)
 
 
+def test_a_device_that_is_not_there(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device = 'cuda', but this machine has no CUDA device; set device=cpu"):
+        settings(trained, tmp_path, device="cuda")
+
+
 def test_a_broken_simulator_is_in_the_ledger_and_in_no_success_rate(trained: Path, tmp_path: Path) -> None:
     finetune(settings(trained, tmp_path, env=toy(crash_at=5, fault_seed=seed_of(row=1, episode=1))))
     episodes = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode"]

@@ -13,6 +13,7 @@ from pretrained.checkpoint import load_learner, load_policy, save
 from rl.learner import Learner
 from rl.ppo import Ppo
 from rl.rewards import build_terms
+from rl.rollout import get_weights
 from tests.toy_parts import FAMILIES, SUCCESS, make_policy, make_segment, policy_node, toy_spec
 
 CASES = [(f, "none") for f in FAMILIES] + [("gaussian", "gru"), ("flow", "gru"), ("categorical", "gru")]
@@ -191,6 +192,13 @@ def test_frozen_prefixes_stay_until_their_stage_ends() -> None:
     assert not changed(before, policy)
     one.update(make_segment(policy))
     assert {"actor", "encoder", "noise"} <= {k.split(".")[0] for k in changed(before, policy)}
+
+
+def test_weights_are_sent_whole_after_a_stage_that_froze_some() -> None:
+    policy = make_policy("flow")
+    names = set(get_weights(policy))
+    learner(policy, stages=({"freeze": ["actor", "encoder"]},)).update(make_segment(policy))
+    assert set(get_weights(policy)) == names
 
 
 def test_learning_rates_go_by_the_longest_prefix() -> None:
