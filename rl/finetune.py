@@ -6,6 +6,7 @@ The loop logs, keeps the ledger, evaluates, saves, and stops at the first limit 
 command, it continues from the newest valid checkpoint. The engine decides in which processes the work is done.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -53,7 +54,8 @@ class FinetuneRun:
     save_every: int = 10
     seed: int = 0
     device: str = "cpu"  # of the learners, e.g. cuda; rollout workers stay on the CPU
-    threads: int = 1  # of torch, in every process
+    threads: int = 1  # of torch, in every process while simulators run
+    learner_threads: int = 0  # of torch while learning, when simulators rest; 0: all cores, shared among learners
     lockstep: bool = False
     sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
     ray_address: str = ""  # "" starts Ray here
@@ -144,7 +146,8 @@ def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -
         for name, node in run.rewards.items()
         if node["weight"]
     }
-    learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device)
+    threads = run.learner_threads or max(1, (os.cpu_count() or 1) // max(1, run.num_learners))
+    learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device, threads=threads)
     if start.learner:
         learner.load(start.learner)
     return learner

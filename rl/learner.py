@@ -5,9 +5,10 @@
 Under torch.distributed the gradients are averaged over learners, and every learner takes the same number of steps.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,9 +30,17 @@ class Learner:
     """Owns the optimizer and the policy being trained."""
 
     def __init__(
-        self, policy: Policy, algo: Ppo, rewards: Mapping[str, Any], *, seed: int = 0, device: str = "cpu"
+        self,
+        policy: Policy,
+        algo: Ppo,
+        rewards: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        threads: int = 0,
     ) -> None:
-        self.policy, self.algo, self.rewards = policy, algo, dict(rewards)
+        """`threads` of torch while learning; 0 leaves them as they are."""
+        self.policy, self.algo, self.rewards, self.threads = policy, algo, dict(rewards), threads
         self.device = torch.device(device)
         self.module: torch.nn.Module = policy  # type: ignore[assignment]  # policies are modules (pretrained.types)
         self.module.to(self.device).eval()  # no dropout, no augmentation: log-probs must repeat
@@ -51,7 +60,7 @@ class Learner:
         """One iteration of learning. Raises RuntimeError if the first ratio is not 1."""
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # what an algorithm draws repeats after a resume
+        with torch.random.fork_rng(devices), _threads(self.threads):  # what an algorithm draws repeats after a resume
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng)))
             metrics = self._update(segment)
         for p in self._names.values():  # a stage's freezes end here, so that weights are always sent whole
@@ -214,6 +223,16 @@ def _first_ratio(delta: float) -> None:
             f"before the first update the log-ratio is {delta:.3g}, expected 0 within {RATIO_TOLERANCE:g}: "
             "the policy does not score what it sampled (dropout, augmentation, a chain whose sampler and scorer differ)"
         )
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _average_gradients(parameters: list[torch.nn.Parameter]) -> None:

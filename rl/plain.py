@@ -1,5 +1,6 @@
 """The reference driver: plain Ray actors, no RLlib. Proves that the core needs none, and is the way out if it ends."""
 
+import logging
 import os
 import socket
 import time
@@ -14,6 +15,7 @@ from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_nump
 from rl.types import Segment, join
 
 ROOT = Path(__file__).resolve().parent.parent
+QUIET = ("ray.rllib", "ray.tune", "ray._common.deprecation")  # advice to RLlib's developers
 EMPTY_ROUNDS = 3  # rounds without any data before giving up
 
 
@@ -21,6 +23,8 @@ def start_ray(run: FinetuneRun) -> None:
     """Connect to the cluster at `ray_address`, or start a local one that binds to loopback."""
     if ray.is_initialized():
         return
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     if run.ray_address:
