@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Before torch is loaded: threads that wait for one another must sleep, not spin. On a busy machine spinning makes two
+# threads many times slower than one; processes started from here inherit the setting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parent
 NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects
 FLAGS = ("--dry", "--debug", "--help", "-h")

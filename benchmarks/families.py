@@ -50,14 +50,14 @@ BASE: dict[str, Any] = {
         "sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}},
         "progress": {"weight": 3.0, "term": {"_target_": "rl.rewards.progress.Progress", "mode": "pbrs"}},
     },
-    "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 100},
+    "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 200, "learner_threads": 1},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "flow": {},
+    "flow": {"policy": {"kernel": {"min_std": 0.1, "std": 0.2, "max_std": 0.4}}},
     "flow_sde": {},
-    "ddpm": {},
-    "ddim": {},
-    "edm": {},
+    "ddpm": {"imitate": {"steps": 1200}},
+    "ddim": {"imitate": {"steps": 1200}},
+    "edm": {"imitate": {"steps": 1200}},
     "gaussian": {"policy": {"kernel": {"std": 0.3}}},
     "categorical": {"env": "reach_discrete", "policy": {"horizon": 1}, "finetune": {"decisions": 48}},
 }
