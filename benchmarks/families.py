@@ -35,7 +35,7 @@ BASE: dict[str, Any] = {
     "demos": {"episodes": 40, "noise": 0.1},
     "imitate": {"steps": 400, "batch_size": 64, "lr": 1e-3, "warmup": 50},
     "algo": {
-        "lr": {"": 1e-4, "critic": 1e-3},
+        "lr": {"": 5e-5, "critic": 1e-3},
         "clip": 0.2,
         "links": "sum",
         "reduction": "sum",
@@ -44,13 +44,14 @@ BASE: dict[str, Any] = {
         "epochs": 4,
         "minibatches": 4,
         "max_grad_norm": 1.0,
+        "target_kl": 0.03,
         "stages": [WARM_UP, {}],
     },
     "rewards": {
         "sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}},
         "progress": {"weight": 3.0, "term": {"_target_": "rl.rewards.progress.Progress", "mode": "pbrs"}},
     },
-    "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 200, "learner_threads": 1},
+    "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 120, "learner_threads": 1},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "flow": {"policy": {"kernel": {"min_std": 0.1, "std": 0.2, "max_std": 0.4}}},
@@ -59,7 +60,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ddim": {"imitate": {"steps": 1200}},
     "edm": {"imitate": {"steps": 1200}},
     "gaussian": {"policy": {"kernel": {"std": 0.3}}},
-    "categorical": {"env": "reach_discrete", "policy": {"horizon": 1}, "finetune": {"decisions": 48}},
+    "categorical": {
+        "env": "reach_discrete",
+        "policy": {"horizon": 1},
+        "imitate": {"steps": 1200},
+        "finetune": {"decisions": 48},
+    },
 }
 
 

@@ -23,6 +23,7 @@ from rl.rewards import combine
 from rl.types import Batch, Segment
 
 RATIO_TOLERANCE = 1e-4  # largest |log-ratio per scored link| allowed before the first step, in float32
+KL_BAND, KL_FACTOR, KL_RANGE = 1.5, 1.25, 30.0  # of target_kl: tolerated, per iteration, and at most in all
 SCORE_ROWS = 256  # rows scored at once when old log-probs are recomputed
 
 
@@ -47,12 +48,14 @@ class Learner:
         self.rng = torch.Generator().manual_seed(seed)
         self.iteration = 0
         self.env_steps = 0
-        self.lr_scale = 1.0
+        self.lr_scale = 1.0  # of the stage
+        self.kl_scale = 1.0  # of the target KL
         self.return_scale = ReturnScale(algo.gamma)
         self._names = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         groups = [
-            {"params": [p], "lr": _by_prefix(algo.lr, n), "base_lr": _by_prefix(algo.lr, n), "steps": 0}
+            {"params": [p], "lr": rate, "base_lr": rate, "steps": 0, "critic": n.startswith("critic")}
             for n, p in self._names.items()
+            for rate in [_by_prefix(algo.lr, n)]
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=algo.weight_decay)
 
@@ -93,7 +96,18 @@ class Learner:
         for key in sorted({k for m in learned for k in m}):
             values = [m[key] for m in learned if key in m]
             metrics[key] = sum(values) / len(values)
+        if self.algo.target_kl is not None and "loss/kl" in metrics:
+            metrics["loss/lr_scale"] = self.kl_scale
+            self._follow_kl(metrics["loss/kl"], self.algo.target_kl)
         return metrics
+
+    def _follow_kl(self, kl: float, target: float) -> None:
+        """Choose the next iteration's rates (as RSL-RL does for each minibatch, arXiv:2109.11978)."""
+        kl = float(total(torch.tensor(kl))) / learners()
+        if kl > KL_BAND * target:
+            self.kl_scale = max(self.kl_scale / KL_FACTOR, 1 / KL_RANGE)
+        elif kl < target / KL_BAND:
+            self.kl_scale = min(self.kl_scale * KL_FACTOR, KL_RANGE)
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights, for an exact resume."""
@@ -103,6 +117,7 @@ class Learner:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "return_scale": self.return_scale.state(),
+            "kl_scale": self.kl_scale,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -111,6 +126,7 @@ class Learner:
         self.rng.set_state(state["rng"].to(torch.uint8).cpu())
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
         self.return_scale.load(state["return_scale"])
+        self.kl_scale = float(state.get("kl_scale", 1.0))
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -201,7 +217,8 @@ class Learner:
             if group["params"][0].grad is not None:
                 group["steps"] += 1
                 warm = min(1.0, group["steps"] / max(1, self.algo.lr_warmup))
-                group["lr"] = group["base_lr"] * self.lr_scale * warm
+                scale = self.lr_scale if group["critic"] else self.lr_scale * self.kl_scale
+                group["lr"] = group["base_lr"] * scale * warm
         self.optimizer.step()
         return norm
 

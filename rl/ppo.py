@@ -49,7 +49,8 @@ class Ppo:
     epochs: int = 4
     minibatches: int = 4
     max_grad_norm: float = 1.0
-    max_kl: float | None = None
+    max_kl: float | None = None  # an iteration's updates end when a minibatch exceeds it
+    target_kl: float | None = None  # learning rates follow it: lower after an iteration above, higher after one below
     value_coef: float = 0.5
     value_clip: float | None = None
     value_huber: float | None = None
@@ -63,6 +64,8 @@ class Ppo:
     def __post_init__(self) -> None:
         if self.links == "sum" and self.link_samples is not None:
             raise ValueError("algo.link_samples needs links=each: a sum over links must contain all of them")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"algo.target_kl = {self.target_kl}; expected a positive number, or null for fixed rates")
         stages = tuple(s if isinstance(s, Stage) else Stage(**_tuples(s)) for s in self.stages)
         object.__setattr__(self, "stages", stages or (Stage(),))
 

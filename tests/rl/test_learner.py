@@ -120,6 +120,20 @@ def test_max_kl_stops_the_epochs() -> None:
     assert stopped.iteration == 1
 
 
+@pytest.mark.parametrize(("target", "change"), [(1e-9, 1 / 1.25), (1e9, 1.25)])
+def test_the_actors_rates_follow_the_target_kl(target: float, change: float) -> None:
+    policy = make_policy("gaussian")
+    one = learner(policy, lr=1e-3, target_kl=target, lr_warmup=0)
+    assert one.update(make_segment(policy))["loss/lr_scale"] == 1.0
+    assert one.kl_scale == pytest.approx(change)
+    one.update(make_segment(policy, seed=1))
+    rates = {group["critic"]: group["lr"] for group in one.optimizer.param_groups}
+    assert rates == pytest.approx({True: 1e-3, False: 1e-3 * change})
+    for seed in range(30):
+        one._follow_kl(1.0, target)
+    assert one.kl_scale == pytest.approx(1 / 30 if change < 1 else 30)
+
+
 def test_a_reward_that_is_not_finite_is_named() -> None:
     policy = make_policy("gaussian")
     segment, before = make_segment(policy), weights(policy)
@@ -215,7 +229,9 @@ def test_learning_rates_go_by_the_longest_prefix() -> None:
 # --- resume ---
 
 
-@pytest.mark.parametrize("extra", [{}, {"link_samples": 2}], ids=["all links", "sampled links"])
+@pytest.mark.parametrize(
+    "extra", [{}, {"link_samples": 2}, {"target_kl": 1e-6}], ids=["all links", "sampled links", "target KL"]
+)
 def test_resume_through_a_checkpoint_is_exact_to_the_bit(tmp_path: Path, extra: dict[str, Any]) -> None:
     settings: dict[str, Any] = {
         "lr": 1e-3,

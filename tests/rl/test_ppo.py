@@ -82,6 +82,8 @@ def test_refusals() -> None:
         Stage(losses=())
     with pytest.raises(ValueError, match="link_samples needs links=each"):
         Ppo(links="sum", link_samples=2)
+    with pytest.raises(ValueError, match="algo.target_kl = 0.0; expected a positive number, or null"):
+        Ppo(target_kl=0.0)
     with pytest.raises(TypeError):
         Ppo(stages=({"iteration": 1},))
 
