@@ -129,7 +129,7 @@ def test_the_actors_rates_follow_the_target_kl(target: float, change: float) -> 
     one.update(make_segment(policy, seed=1))
     rates = {group["critic"]: group["lr"] for group in one.optimizer.param_groups}
     assert rates == pytest.approx({True: 1e-3, False: 1e-3 * change})
-    for seed in range(30):
+    for _ in range(30):
         one._follow_kl(1.0, target)
     assert one.kl_scale == pytest.approx(1 / 30 if change < 1 else 30)
 
