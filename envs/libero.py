@@ -63,19 +63,21 @@ class Libero:
         init: str = "bundled",
         strip_srgb: bool = True,
         kept_models: int = 2,
+        core: str = "stock",
     ) -> None:
         """`cameras` maps a camera to (Y, X).
 
         `init: bundled` starts from the benchmark's stored state number `seed % 50`; positions of fixtures (cabinet,
         stove), which those states lack, come from the seed. `init: sampled` draws everything from the seed.
         `strip_srgb` removes a colour tag from four textures, so that images do not depend on MuJoCo's version.
+        `core: fast` steps in compiled code (see envs/osc.py), `stock` with robosuite's own controllers.
         """
         if cameras is None:
             cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
         if init not in ("bundled", "sampled"):
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
-        self._suite, self._quality, self._init = name, render_quality, init
+        self._suite, self._quality, self._init, self._core = name, render_quality, init, core
         self._settle, self._kept = int(settle_steps), max(1, int(kept_models))
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
@@ -175,7 +177,8 @@ class Libero:
             while len(self._scenes) >= self._kept:
                 self._scenes.popitem(last=False)[1].arm.close()
             env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
-            self._scenes[task] = _Scene(env, Arm(env, cameras=self._cameras, quality=self._quality), language(task))
+            arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
+            self._scenes[task] = _Scene(env, arm, language(task))
         self._scenes.move_to_end(task)
         return self._scenes[task]
 
@@ -208,6 +211,7 @@ class _Scene:
         self._live = [getattr(arm.data, name) for name in self.SEEN]
         self._seen = [array.copy() for array in self._live]
         self.robot = arm.robot_state()
+        self._geoms: Dict[str, Tuple[str, ...]] = {}
         self._starts: Dict[str, Tuple[float, float]] = {}
 
     def look(self) -> None:
@@ -290,9 +294,10 @@ class _Scene:
         if name in env.object_sites_dict:
             point = np.array(env.sim.data.get_site_xpos(name))
             return point, point.copy()
-        geoms = getattr(env.get_object(name), "contact_geoms", None)
-        if geoms:
-            return self.arm.bounds(geoms)
+        if name not in self._geoms:
+            self._geoms[name] = tuple(getattr(env.get_object(name), "contact_geoms", None) or ())
+        if self._geoms[name]:
+            return self.arm.bounds(self._geoms[name])
         point = np.array(env.sim.data.body_xpos[env.obj_body_id[name]])
         return point, point.copy()
 

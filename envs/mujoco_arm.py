@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, T
 
 import numpy as np
 
+from envs.contacts import ContactTest
+from envs.osc import CORES, Core
 from envs.types import EnvError
 
 GL_PACKAGES = "libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
@@ -189,13 +191,17 @@ class Arm:
         cameras: Mapping[str, Tuple[int, int]],
         quality: str = "exact",
         single_forward: bool = True,
+        core: str = "stock",
     ):
         if quality not in QUALITIES:
             raise EnvError(f"render quality '{quality}' is unknown; expected one of {', '.join(QUALITIES)}")
+        if core not in CORES:
+            raise EnvError(f"core '{core}' is unknown; expected one of {', '.join(CORES)}")
         import mujoco
 
         self.env: Any = env
         self._mujoco = mujoco
+        self._core_name = core
         kinds = mujoco.mjtWarning
         self._alarms = [int(kind) for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
         self._cameras = dict(cameras)
@@ -211,8 +217,11 @@ class Arm:
         env, robot = self.env, self.env.robots[0]
         self._close_renderer()
         self.model, self.data = env.sim.model._model, env.sim.data._data
-        self._geom_ids: Dict[Tuple[str, ...], np.ndarray] = {}
+        self._boxes: Dict[Tuple[str, ...], Tuple[np.ndarray, ...]] = {}
         self.substeps = int(env.control_timestep / env.model_timestep)
+        self._core = Core(env) if self._core_name == "fast" else None
+        if self._core is not None:
+            env.check_contact = ContactTest(self.model, self.data, env.sim.model._geom_name2id)
         self.eef_site = int(_only(robot.eef_site_id))
         self._hand_body = env.sim.model.body_name2id(_only(robot.robot_model.eef_name))
         self._joint_pos = np.asarray(robot._ref_joint_pos_indexes)
@@ -242,8 +251,19 @@ class Arm:
         `observe` is called after substep `observe_after` (1 is the first, 0 the last), for benchmarks whose stock
         observations are sampled before the last substep.
         """
-        env, mujoco, model, data = self.env, self._mujoco, self.model, self.data
+        env = self.env
         env.timestep += 1
+        if self._core is None:
+            self._stock_substeps(action, observe, observe_after)
+            self.check()
+        elif not self._core.step(action, observe, observe_after or self.substeps):
+            self.check()
+            raise EnvError("the simulation became unstable; reset the environment")
+        env.cur_time += env.control_timestep
+        return float(env._post_action(action)[0])
+
+    def _stock_substeps(self, action: np.ndarray, observe: Optional[Callable[[], None]], observe_after: int) -> None:
+        env, mujoco, model, data = self.env, self._mujoco, self.model, self.data
         first, second = (mujoco.mj_step1, mujoco.mj_step2) if self._single_forward else _stock_halves(mujoco)
         if self._single_forward:
             env.sim.forward = _nothing  # the controllers call it; an instance attribute hides the method
@@ -258,9 +278,6 @@ class Arm:
             raise EnvError(f"the simulation became unstable ({e}); reset the environment") from e
         finally:
             env.sim.__dict__.pop("forward", None)
-        self.check()
-        env.cur_time += env.control_timestep
-        return float(env._post_action(action)[0])
 
     def check(self) -> None:
         """Raise EnvError if the state is not finite, or if MuJoCo has met one that was not."""
@@ -300,13 +317,14 @@ class Arm:
     def bounds(self, geoms: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
         """Low and high corner of the world-axis box around the named geoms."""
         key = tuple(geoms)
-        if key not in self._geom_ids:
-            self._geom_ids[key] = np.array([self.env.sim.model.geom_name2id(name) for name in key])
-        ids = self._geom_ids[key]
+        if key not in self._boxes:
+            ids = np.array([self.env.sim.model.geom_name2id(name) for name in key])
+            box = self.model.geom_aabb[ids]  # centre and half sizes, in the geom's own axes
+            self._boxes[key] = ids, box[:, :3, None].copy(), box[:, 3:, None].copy()
+        ids, middle, size = self._boxes[key]
         turn = self.data.geom_xmat[ids].reshape(-1, 3, 3)
-        box = self.model.geom_aabb[ids]  # centre and half sizes, in the geom's own axes
-        centre = self.data.geom_xpos[ids] + np.einsum("gij,gj->gi", turn, box[:, :3])
-        half = np.einsum("gij,gj->gi", np.abs(turn), box[:, 3:])
+        centre = self.data.geom_xpos[ids] + (turn @ middle)[:, :, 0]
+        half = (np.abs(turn) @ size)[:, :, 0]
         return (centre - half).min(axis=0), (centre + half).max(axis=0)
 
     def state(self) -> np.ndarray:

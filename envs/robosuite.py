@@ -55,17 +55,26 @@ class Robosuite:
         render_quality: str = "exact",
         robots: str = "Panda",
         reward_shaping: bool = False,
+        core: str = "stock",
     ) -> None:
-        """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success."""
+        """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success.
+
+        `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
+        refused. `core: stock` takes robosuite's own controllers.
+        """
         if cameras is None:
             cameras = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)}
         sizes = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         if controller not in CONTROLLERS:
             raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
+        if core == "fast" and name in NEEDS_FORCES:
+            raise EnvError(
+                f"core: fast does not read forces after each substep, as the task {name} does; `core: stock` does"
+            )
         self._shaped = reward_shaping
         env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
         self._arm: Optional[Arm] = Arm(
-            env, cameras=sizes, quality=render_quality, single_forward=name not in NEEDS_FORCES
+            env, cameras=sizes, quality=render_quality, single_forward=name not in NEEDS_FORCES, core=core
         )
         self._running = False
         self._steps = 0
@@ -158,6 +167,7 @@ class _Scene:
     def __init__(self, env: Any, arm: Arm) -> None:
         self._env, self._arm = env, arm
         self._objects = _task_objects(env)
+        self._geoms = {model.name: tuple(model.contact_geoms) for model in self._objects}
         self.begin()
 
     def begin(self) -> None:
@@ -167,7 +177,7 @@ class _Scene:
         self._lift_goal: Optional[np.ndarray] = None
         if goal is None and hasattr(self._env, "cube_body_id"):  # Lift: the cube starts in the air and drops first
             table = float(self._env.model.mujoco_arena.table_offset[2])
-            low, _ = self._arm.bounds(self._objects[0].contact_geoms)
+            low, _ = self._arm.bounds(self._geoms[self._objects[0].name])
             self._origin[2] -= low[2] - table
             self._lift_goal = np.array([self._origin[0], self._origin[1], table + 0.04])
         self._distance = 1.0 if goal is None else max(float(np.linalg.norm((goal - self._origin)[:2])), 1e-6)
@@ -177,7 +187,7 @@ class _Scene:
         out: Dict[str, np.ndarray] = {}
         for model in self._objects:
             out[f"{model.name}_pos"], out[f"{model.name}_quat"] = self._arm.body_pose(model.root_body)
-            out[f"{model.name}_low"], out[f"{model.name}_high"] = self._arm.bounds(model.contact_geoms)
+            out[f"{model.name}_low"], out[f"{model.name}_high"] = self._arm.bounds(self._geoms[model.name])
         goal = self._goal() if self._lift_goal is None else self._lift_goal
         if goal is not None:
             out["goal_pos"] = goal
@@ -212,18 +222,22 @@ class _Scene:
         reach = 1.0 - float(np.tanh(5.0 * np.linalg.norm(target - eef_pos)))
         if self._lift_goal is not None:
             height = (target[2] - self._origin[2]) / max(self._lift_goal[2] - self._origin[2], 1e-6)
-            return 0.5 * reach + 0.5 * float(np.clip(height, 0.0, 1.0))
+            return 0.5 * reach + 0.5 * _part(height)
         if hasattr(self._env, "hinge_qpos_addr"):
             angle = float(self._env.sim.data.qpos[self._env.hinge_qpos_addr]) / 0.3
-            return 0.5 * reach + 0.5 * float(np.clip(angle, 0.0, 1.0))
+            return 0.5 * reach + 0.5 * _part(angle)
         goal = self._goal()
         if goal is None:
             return 0.5 * reach if self._objects else 0.0
         away = float(np.linalg.norm((goal - target)[:2]))
-        lifted = float(np.clip((target[2] - self._origin[2]) / 0.1, 0.0, 1.0))
+        lifted = _part((target[2] - self._origin[2]) / 0.1)
         if away < 0.08:
             lifted = 1.0  # over the goal it has to come down again
-        return 0.2 * reach + 0.3 * lifted + 0.5 * float(np.clip(1.0 - away / self._distance, 0.0, 1.0))
+        return 0.2 * reach + 0.3 * lifted + 0.5 * _part(1.0 - away / self._distance)
+
+
+def _part(value: float) -> float:
+    return min(max(float(value), 0.0), 1.0)
 
 
 def _make(name: str, *, controller: str, control_hz: float, robots: str, shaped: bool) -> Any:
