@@ -53,18 +53,19 @@ BASE: dict[str, Any] = {
     },
     "finetune": {"envs_per_worker": 16, "decisions": 24, "iterations": 120, "learner_threads": 1},
 }
+CHAIN: dict[str, Any] = {"algo": {"target_kl": 0.08}, "finetune": {"iterations": 160}}  # of several links
 FAMILIES: dict[str, dict[str, Any]] = {
-    "flow": {"policy": {"kernel": {"min_std": 0.1, "std": 0.2, "max_std": 0.4}}},
-    "flow_sde": {},
-    "ddpm": {"imitate": {"steps": 1200}},
-    "ddim": {"imitate": {"steps": 1200}},
-    "edm": {"imitate": {"steps": 1200}},
+    "flow": {**CHAIN, "policy": {"kernel": {"min_std": 0.1, "std": 0.2, "max_std": 0.4}}},
+    "flow_sde": CHAIN,
+    "ddpm": {**CHAIN, "imitate": {"steps": 1200}},
+    "ddim": {**CHAIN, "imitate": {"steps": 1200}},
+    "edm": {**CHAIN, "imitate": {"steps": 1200}},
     "gaussian": {"policy": {"kernel": {"std": 0.3}}},
     "categorical": {
         "env": "reach_discrete",
         "policy": {"horizon": 1},
         "imitate": {"steps": 1200},
-        "finetune": {"decisions": 48},
+        "finetune": {"decisions": 48, "iterations": 160},
     },
 }
 
