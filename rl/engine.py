@@ -8,7 +8,7 @@ that hangs, carry the policy version in every segment, stop after rounds without
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -78,8 +78,8 @@ class ShellLearner(TorchLearner):
         """One iteration on the segments of this learner's shard."""
         training_data.solve_refs()
         parts = training_data.batches or [training_data.batch]
-        version = self.inner.iteration
-        stale = [p.version for p in parts if p.version != version]
+        version, settings = self.inner.iteration, self.config.env_config["run"]
+        stale = [p.version for p in parts if not version - settings.max_lag <= p.version <= version]
         if stale:
             raise RuntimeError(f"segments of policy version {stale} reached a learner at version {version}")
         metrics = self.inner.update(join([to_torch(p) for p in parts]))
@@ -147,6 +147,7 @@ class Temper(Algorithm):
     current: Weights | None = None  # the learner's weights after the last update
     version = 0
     backup: dict[str, Any] | None = None  # learner state to rebuild from, if the learner lives elsewhere
+    ahead: "_Pending | None" = None  # with max_lag: what is being collected while the learner learns
 
     def training_step(self) -> None:
         """Sample, learn, remember the weights for the next round."""
@@ -155,7 +156,8 @@ class Temper(Algorithm):
             start: Start = self.config.env_config["start"]
             self.version = int((start.learner or {}).get("iteration", 0))
             self.current = get_weights(load_policy(start.checkpoint, overrides=dict(start.overrides)))
-        reports, segments, events = self._sample(run)
+        reports, segments, events = self._gather(run, self.ahead or self._ask(run))
+        self.ahead = self._ask(run) if run.max_lag else None
         self.empty = 0 if segments else self.empty + 1
         self.cause = events[-1]["cause"] if events else self.cause
         if self.empty >= EMPTY_ROUNDS:
@@ -171,8 +173,8 @@ class Temper(Algorithm):
         restored = env_runner_group._worker_manager.probe_unhealthy_actors(timeout_seconds=0.5, mark_healthy=True)
         return list(restored)
 
-    def _sample(self, run: FinetuneRun) -> tuple[list[dict[str, Any]], list[Any], list[dict[str, Any]]]:
-        """Reports, references to segments, and what went wrong. A worker over its deadline is killed and restarted."""
+    def _ask(self, run: FinetuneRun) -> "_Pending":
+        """Let all healthy workers collect with the present weights; waits for one if there is none."""
         manager = self.env_runner_group._worker_manager
         deadline = time.monotonic() + run.sample_timeout_s
         while not manager.healthy_actor_ids() and time.monotonic() < deadline:  # all are restarting: wait for one
@@ -183,9 +185,16 @@ class Temper(Algorithm):
         pending = {
             i: a.sample.options(num_returns=2).remote(weights=weights, version=self.version) for i, a in actors.items()
         }
+        return _Pending(actors, pending)
+
+    def _gather(
+        self, run: FinetuneRun, asked: "_Pending"
+    ) -> tuple[list[dict[str, Any]], list[Any], list[dict[str, Any]]]:
+        """Reports, references to segments, and what went wrong. A worker over its deadline is killed and restarted."""
+        manager = self.env_runner_group._worker_manager
         deadline = time.monotonic() + run.sample_timeout_s
         reports, segments, events = [], [], []
-        for i, (report, segment) in pending.items():
+        for i, (report, segment) in asked.references.items():
             try:
                 reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())))
                 segments.append(segment)
@@ -193,7 +202,7 @@ class Temper(Algorithm):
                 cause = f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:300]}"
                 events.append({"kind": "worker_restart", "worker": i, "cause": cause})
                 manager.set_actor_state(i, healthy=False)
-                ray.kill(actors[i], no_restart=False)
+                ray.kill(asked.actors[i], no_restart=False)
         return reports, segments, events
 
     def _learn(self, segments: list[Any], events: list[dict[str, Any]]) -> dict[str, float]:
@@ -262,6 +271,13 @@ class RllibEngine:
             ray.kill(actor)
         self.algorithm.learner_group.shutdown()
         ray.shutdown()
+
+
+class _Pending(NamedTuple):
+    """A round of collection under way, by number of the worker."""
+
+    actors: dict[int, Any]
+    references: dict[int, Any]  # (report, segment)
 
 
 class _Config(AlgorithmConfig):

@@ -55,8 +55,9 @@ class FinetuneRun:
     seed: int = 0
     device: str = "cpu"  # of the learners, e.g. cuda; rollout workers stay on the CPU
     threads: int = 1  # of torch, in every process while simulators run
-    learner_threads: int = 0  # of torch while learning, when simulators rest; 0: all cores, shared among learners
+    learner_threads: int = 0  # of torch while learning; 0: all cores, shared among learners, or 1 with max_lag
     lockstep: bool = False
+    max_lag: int = 0  # 1: workers collect with the last weights while the learner makes the next ones
     sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
     ray_address: str = ""  # "" starts Ray here
     dashboard: bool = False  # show the Ray dashboard of a local Ray
@@ -69,6 +70,10 @@ class FinetuneRun:
             raise ValueError("nothing would end this run: set iterations, max_env_steps or max_wall_s")
         if self.num_workers < 1 or self.envs_per_worker < 1 or self.decisions < 1:
             raise ValueError("num_workers, envs_per_worker and decisions must be at least 1")
+        if self.max_lag not in (0, 1) or (self.max_lag and self.engine == "local"):
+            raise ValueError(
+                f"max_lag = {self.max_lag} with engine '{self.engine}': expected 0, or 1 with engine rllib or ray"
+            )
         if self.device.startswith("cuda") and not torch.cuda.is_available() and not self.ray_address:
             raise ValueError(f"device = '{self.device}', but this machine has no CUDA device; set device=cpu")
 
@@ -146,7 +151,8 @@ def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -
         for name, node in run.rewards.items()
         if node["weight"]
     }
-    threads = run.learner_threads or max(1, (os.cpu_count() or 1) // max(1, run.num_learners))
+    free = 1 if run.max_lag else (os.cpu_count() or 1)  # with a lag the simulators never rest
+    threads = run.learner_threads or max(1, free // max(1, run.num_learners))
     learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device, threads=threads)
     if start.learner:
         learner.load(start.learner)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pretrained.types import Metrics, Policy
 from rl.advantage import ReturnScale, gae
-from rl.losses import explained_variance
+from rl.losses import explained_variance, lag_weight
 from rl.ppo import Ppo, Stage
 from rl.reduce import largest, learners, least, moments, total
 from rl.rewards import combine
@@ -24,6 +24,7 @@ from rl.types import Batch, Segment
 
 RATIO_TOLERANCE = 1e-4  # largest |log-ratio per scored link| allowed before the first step, in float32
 KL_BAND, KL_FACTOR, KL_RANGE = 1.5, 1.25, 30.0  # of target_kl: tolerated, per iteration, and at most in all
+LAG_CAP = 2.0  # largest importance weight of a decision that an older policy took
 SCORE_ROWS = 256  # rows scored at once when old log-probs are recomputed
 
 
@@ -168,6 +169,7 @@ class Learner:
             memory=segment.memory,
             active=segment.active,
             old_log_prob=segment.log_prob,
+            weight=torch.ones_like(advantage),
             old_value=segment.value,
             advantage=advantage,
             returns=returns,
@@ -179,6 +181,9 @@ class Learner:
         flat = segment.log_prob.reshape(batch.old_log_prob.shape)
         gap = ((flat - batch.old_log_prob).abs() * (batch.active & batch.valid[..., None])).max()
         metrics["loss/rollout_log_prob_gap"] = float(gap)
+        if segment.version != self.iteration:
+            batch.weight = lag_weight(batch.old_log_prob, flat, batch.active, LAG_CAP)
+            metrics["loss/lag_weight"] = float(batch.weight[batch.valid].mean()) if batch.valid.any() else 1.0
         return batch, metrics
 
     @torch.no_grad()

@@ -24,6 +24,15 @@ def log_ratio(new: Tensor, old: Tensor, active: Tensor, *, links: str, divisor: 
     return delta
 
 
+def lag_weight(now: Tensor, then: Tensor, active: Tensor, cap: float) -> Tensor:
+    """Importance weight [N, T] of decisions taken by an older policy, at most `cap`.
+
+    `now` and `then` [N, T, K] are the log-probs under the policy that learning starts from and under the one that
+    acted. PPO around the first, weighted so, is decoupled PPO (Hilton et al. 2022, arXiv:2110.00641, section 3).
+    """
+    return torch.where(active, now - then, 0.0).sum(-1).exp().clamp(max=cap)
+
+
 def clip_range(num_links: int, clip: float, clip_base: float | None) -> Tensor:
     """Clip range per link [K], growing from clip_base at the noisiest link to clip at the last (DPPO, 2409.00588).
 

@@ -81,13 +81,27 @@ class PlainEngine:
         self.workers = [_Worker.remote(self.plan, i, 0) for i in range(run.num_workers)]
         self.incarnations = [0] * run.num_workers
         self.empty = 0
+        self.ahead: list[Any] = []  # with max_lag: what is being collected while the learner learns
 
     def iterate(self) -> Iteration:
         """Collect on all workers, replace those that fail, learn from the rest."""
+        segments, events = self._gather(self.ahead or self._ask())
+        self.ahead = self._ask() if self.run.max_lag else []
+        self.empty = 0 if segments else self.empty + 1
+        if self.empty >= EMPTY_ROUNDS:
+            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last: {events[-1]['cause']}")
+        if not segments:
+            return Iteration({}, [], events)
+        metrics = segment_metrics(segments) | self.learner.update(join(segments))
+        return Iteration(metrics, [e for s in segments for e in s.episodes], events)
+
+    def _ask(self) -> list[Any]:
         weights = ray.put(get_weights(self.learner.policy))
-        version, events = self.learner.iteration, []
-        pending = [w.sample.remote(weights, version) for w in self.workers]
+        return [w.sample.remote(weights, self.learner.iteration) for w in self.workers]
+
+    def _gather(self, pending: list[Any]) -> tuple[list[Segment], list[dict[str, Any]]]:
         segments: list[Segment] = []
+        events: list[dict[str, Any]] = []
         deadline = time.monotonic() + self.run.sample_timeout_s
         for i, reference in enumerate(pending):
             try:
@@ -97,13 +111,7 @@ class PlainEngine:
                 ray.kill(self.workers[i])
                 self.incarnations[i] += 1
                 self.workers[i] = _Worker.remote(self.plan, i, self.incarnations[i])
-        self.empty = 0 if segments else self.empty + 1
-        if self.empty >= EMPTY_ROUNDS:
-            raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last: {events[-1]['cause']}")
-        if not segments:
-            return Iteration({}, [], events)
-        metrics = segment_metrics(segments) | self.learner.update(join(segments))
-        return Iteration(metrics, [e for s in segments for e in s.episodes], events)
+        return segments, events
 
     def weights(self) -> Weights:
         return get_weights(self.learner.policy)

@@ -98,7 +98,7 @@ class Ppo:
             weight, clip = self._per_link(index, spec.links)
             mask = batch.valid[..., None] & (active if self.links == "each" else active.any(-1, keepdim=True))
             surrogate, stats = policy_loss(
-                delta, batch.advantage[..., None] * weight, mask, clip, dual_clip=self.dual_clip
+                delta, (batch.advantage * batch.weight)[..., None] * weight, mask, clip, dual_clip=self.dual_clip
             )
             entropy = masked_mean(scored.entropy, batch.valid)
             total = total + surrogate - self.entropy_coef * entropy

@@ -103,6 +103,7 @@ class Batch:
     memory: Memory
     active: Tensor
     old_log_prob: Tensor  # recomputed by the learner in its own precision
+    weight: Tensor  # [N, T] how much likelier the decisions were just before learning than when they were taken
     old_value: Tensor
     advantage: Tensor
     returns: Tensor

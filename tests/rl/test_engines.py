@@ -150,6 +150,20 @@ def test_resume_goes_on_with_the_restored_weights(runs: dict[str, Path], engine:
 
 
 @pytest.mark.parametrize("engine", ["ray", "rllib"])
+def test_with_a_lag_workers_collect_with_the_weights_before(make: Any, engine: str) -> None:
+    one = make(engine, num_workers=2, max_lag=1)
+    rounds = [one.iterate() for _ in range(3)]
+    assert [{e.version for e in r.episodes} for r in rounds] == [{0}, {0}, {1}]
+    assert "loss/lag_weight" not in rounds[0].metrics
+    assert all(0.3 < r.metrics["loss/lag_weight"] < 2 for r in rounds[1:])
+    assert all(r.metrics["loss/first_log_ratio"] < 1e-4 for r in rounds)
+    os.kill(pid_of(workers(one)[0]), signal.SIGKILL)
+    hurt = one.iterate()  # what the other one collected is learned from
+    assert [e["kind"] for e in hurt.events] == ["worker_restart"]
+    assert hurt.metrics["rollout/env_steps"] > 0
+
+
+@pytest.mark.parametrize("engine", ["ray", "rllib"])
 def test_workers_take_the_weights_they_are_told(make: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measure used above is sensitive: with weights of another round the gap is large."""
     one = make(engine, num_workers=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.losses import clip_range, explained_variance, log_ratio, masked_mean, policy_loss, value_loss
+from rl.losses import clip_range, explained_variance, lag_weight, log_ratio, masked_mean, policy_loss, value_loss
 from tests.golden_files import golden_json, golden_tensors
 
 EVERYWHERE = torch.ones(1, 1, 1, dtype=torch.bool)
@@ -33,6 +33,17 @@ def test_log_ratio_each_sum_mean_and_inactive_links() -> None:
     assert log_ratio(new, old, active, links="each", divisor=4.0)[0, 0].tolist() == [0.25, -0.5, 0.0]
     assert log_ratio(new, old, active, links="sum", divisor=1.0)[0, 0].tolist() == [-1.0]
     assert log_ratio(new, old, active, links="sum", divisor=4.0)[0, 0].tolist() == [-0.25]
+
+
+def test_lag_weight_is_the_ratio_of_densities_with_a_cap() -> None:
+    """Weighted by it, a mean over the old policy's decisions is a mean over the new one's."""
+    old, new = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.3, 0.3, 0.4])
+    reward = torch.tensor([1.0, 5.0, -2.0])
+    weight = lag_weight(new.log()[:, None, None], old.log()[:, None, None], torch.ones(3, 1, 1).bool(), 2.0)[:, 0]
+    assert float((old * weight * reward).sum()) == pytest.approx(float((new * reward).sum()))
+    now, then = torch.tensor([[[1.0, 9.0]]]), torch.tensor([[[0.5, 0.0]]])
+    assert float(lag_weight(now, then, torch.tensor([[[True, False]]]), 9.0)) == pytest.approx(math.exp(0.5))
+    assert float(lag_weight(now, then, torch.ones(1, 1, 2).bool(), 9.0)) == 9.0
 
 
 def test_clip_range_grows_from_base_to_clip() -> None:

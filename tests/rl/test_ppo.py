@@ -50,6 +50,7 @@ def batch(old: Tensor, advantage: Tensor, **fields: Any) -> Batch:
         "memory": {},
         "active": torch.ones(n, t, k, dtype=torch.bool),
         "old_log_prob": old,
+        "weight": torch.ones(n, t),
         "old_value": torch.zeros(n, t),
         "advantage": advantage,
         "returns": torch.ones(n, t),
