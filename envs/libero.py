@@ -3,8 +3,8 @@
 What a policy sees here, and how it differs from LIBERO's own files: images are RGB with row 0 on top, which is the
 vertical flip of the images that LIBERO renders and stores (readers of its HDF5 files must flip them: `image[::-1]`);
 left and right are as stored. The gripper action is -1 to open, +1 to close. The instruction is the benchmark's, from
-the task name; the one inside the BDDL file is worded differently. Observations are those of the stock environment to
-the bit, including that it samples them 1 of 25 substeps before the end of a control step.
+the task name; the one inside the BDDL file is worded differently. Observations are those of the stock environment,
+with `core: stock` to the bit, including that it samples them 1 of 25 substeps before the end of a control step.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Libero:
         first = self._load(tasks[0])
         first.arm.reset(0)
         first.begin()
-        privileged = self._privileged(first, success=False)
+        privileged = self._privileged(first, success=None)
         self.spec = EnvSpec(
             env_id=f"libero/{name}",
             cameras=self._cameras,
@@ -121,7 +121,7 @@ class Libero:
             scene.arm.step(WAIT, observe=scene.look, observe_after=self._observe_after(scene))
         scene.start()
         self._running, self._steps = True, 0
-        return self._observe(scene, success=False, render=True)
+        return self._observe(scene, success=None, render=True)
 
     def step(self, action: np.ndarray, render: bool = True) -> Step:
         """Advance one control step (1/20 s)."""
@@ -182,13 +182,13 @@ class Libero:
         self._scenes.move_to_end(task)
         return self._scenes[task]
 
-    def _observe(self, scene: _Scene, *, success: bool, render: bool) -> Observation:
+    def _observe(self, scene: _Scene, *, success: Optional[bool], render: bool) -> Observation:
         privileged = self._privileged(scene, success=success)
         proprio = np.concatenate([privileged[key] for key in ("eef_pos", "eef_quat", "gripper_qpos")])
         images = scene.render() if render else {}
         return Observation(images, proprio.astype(np.float32), scene.instruction, privileged)
 
-    def _privileged(self, scene: _Scene, *, success: bool) -> Dict[str, np.ndarray]:
+    def _privileged(self, scene: _Scene, *, success: Optional[bool]) -> Dict[str, np.ndarray]:
         out = dict(scene.robot)
         out.update(scene.read(success=success))
         state = scene.arm.state()
@@ -247,9 +247,15 @@ class _Scene:
             for array, live in zip(now, self._live):
                 np.copyto(live, array)
 
-    def read(self, *, success: bool) -> Dict[str, np.ndarray]:
-        """Privileged entries about the first goal that does not hold yet (the last one if all do)."""
-        done = [bool(self._env._eval_predicate(goal)) for goal in self._goals]
+    def read(self, *, success: Optional[bool]) -> Dict[str, np.ndarray]:
+        """Privileged entries about the first goal that does not hold yet (the last one if all do).
+
+        `success` is None if nobody has looked yet.
+        """
+        if success is not None and len(self._goals) == 1:  # the reward has just asked this
+            done = [success]
+        else:
+            done = [bool(self._env._eval_predicate(goal)) for goal in self._goals]
         goal = self._goals[done.index(False)] if False in done else self._goals[-1]
         low, high = self._box(goal[1])
         goal_low, goal_high = self._box(self._container(goal))
@@ -271,8 +277,8 @@ class _Scene:
         if len(goal) < 3:
             return 0.3 * reach
         height, distance = self._starts[str(goal)]
-        over = float(np.clip(1.0 - np.linalg.norm((centre - place)[:2]) / max(distance, 1e-6), 0.0, 1.0))
-        lifted = float(np.clip((low[2] - height) / 0.08, 0.0, 1.0))
+        over = max(1.0 - float(np.linalg.norm((centre - place)[:2])) / max(distance, 1e-6), 0.0)
+        lifted = min(max(float(low[2] - height) / 0.08, 0.0), 1.0)
         return 0.2 * reach + 0.3 * max(lifted, over) + 0.4 * over  # over the goal it has to come down again
 
     def _place(self, goal: Sequence[str]) -> np.ndarray:

@@ -25,6 +25,7 @@ from envs.types import EnvError
 GL_PACKAGES = "libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
 QUALITIES = ("exact", "fast")
 _GL_MODULES = {"osmesa": "mujoco.osmesa", "egl": "mujoco.egl"}  # everything else is a window system: mujoco.glfw
+_XYZW = np.array([1, 2, 3, 0])
 _contexts: Dict[str, Any] = {}  # the process's one OpenGL context, once it is open
 
 
@@ -322,6 +323,10 @@ class Arm:
             box = self.model.geom_aabb[ids]  # centre and half sizes, in the geom's own axes
             self._boxes[key] = ids, box[:, :3, None].copy(), box[:, 3:, None].copy()
         ids, middle, size = self._boxes[key]
+        if len(key) == 1:  # the same, without the way through arrays of arrays
+            turn = self.data.geom_xmat[ids[0]].reshape(3, 3)
+            centre, half = self.data.geom_xpos[ids[0]] + turn @ middle[0, :, 0], np.abs(turn) @ size[0, :, 0]
+            return centre - half, centre + half
         turn = self.data.geom_xmat[ids].reshape(-1, 3, 3)
         centre = self.data.geom_xpos[ids] + (turn @ middle)[:, :, 0]
         half = (np.abs(turn) @ size)[:, :, 0]
@@ -361,4 +366,4 @@ def _stock_halves(mujoco: Any) -> Tuple[Callable[..., None], Callable[..., None]
 
 def xyzw(quaternion: np.ndarray) -> np.ndarray:
     """Reorder MuJoCo's w, x, y, z to x, y, z, w."""
-    return np.asarray(quaternion)[[1, 2, 3, 0]]
+    return np.asarray(quaternion)[_XYZW]

@@ -3,8 +3,9 @@
 `osc.c`, next to this file, is compiled once with the machine's C compiler against the headers and the library of the
 installed MuJoCo and kept in the user's cache. It runs mj_step1, the controller, the gripper and mj_step2 for OSC_POSE
 (deltas, fixed impedance), JOINT_POSITION, JOINT_VELOCITY and JOINT_TORQUE, and gives the numbers of robosuite's own
-Python controllers up to rounding (about 1e-13 over an episode). What a controller, the robot's buffers and the gripper
-remember is written back after each control step, so that whoever reads them finds what robosuite would have left.
+Python controllers up to rounding (docs/speed.md says how far that is over whole episodes). What a controller, the
+robot's buffers and the gripper remember is written back after each control step, so that whoever reads them finds what
+robosuite would have left.
 
 Anything else is refused with an error that names it; `core: stock` takes robosuite's own controllers. Left out: fatal
 errors of MuJoCo (no memory for its stack) end the process here, while Python's bindings turn them into exceptions;
@@ -131,6 +132,7 @@ def _compiled(mujoco: Any) -> Path:
         )  # fmt: skip
         if done.returncode != 0:
             raise EnvError(f"core: fast could not be compiled by {command[0]}: {done.stderr[-800:].strip()}")
+        os.chmod(partial, 0o755)
         os.replace(partial, str(target))
     finally:
         Path(partial).unlink(missing_ok=True)
@@ -142,7 +144,11 @@ def load_library() -> Any:
     import mujoco
 
     _mujoco_version(mujoco)
-    library = ctypes.CDLL(str(_compiled(mujoco)))
+    path = _compiled(mujoco)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise EnvError(f"core: fast cannot load {path} ({e}); delete it to have it compiled again") from e
     library.osc_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     library.osc_solve.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     sizes = (ctypes.c_int32 * 2)()
@@ -205,7 +211,8 @@ class Core:
         check_supported(env)
         self._env, self._robot = env, env.robots[0]
         self._library = load_library()
-        self._setup, self._state = np.zeros((), SETUP), np.zeros((), STATE)
+        self._setup, self._bytes = np.zeros((), SETUP), np.zeros(STATE.itemsize, np.uint8)
+        self._state = np.ndarray((), STATE, self._bytes)
         self._addresses = (self._setup.ctypes.data, self._state.ctypes.data)
         self._controller: Any = None
         self._inputs = {name: self._state[name] for name in ("action", "initial_joint", "current_action", "goal_ori")}
@@ -292,7 +299,8 @@ class Core:
 
     def _store(self) -> None:
         """After the substeps: leave everything as robosuite's controllers would have, in arrays of their own."""
-        c, robot, t = self._controller, self._robot, self._state.copy()
+        c, robot = self._controller, self._robot
+        t = np.ndarray((), STATE, self._bytes.copy())  # copying the fields one by one takes thirty times longer
         seen: Dict[str, Any] = {name: t[name] for name in UPDATED}
         seen["J_pos"], seen["J_ori"] = seen["J_full"][:3], seen["J_full"][3:]
         seen["torques"], seen["new_update"] = t["torques"], True

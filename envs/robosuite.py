@@ -172,6 +172,8 @@ class _Scene:
 
     def begin(self) -> None:
         """Remember where things are at the start of an episode."""
+        wanted = getattr(self._env, "obj_to_use", None)  # tasks with several objects of which one is in play
+        self._first = next((m for m in self._objects if m.name == wanted), next(iter(self._objects), None))
         self._origin = self._target_pos()
         goal = self._goal()
         self._lift_goal: Optional[np.ndarray] = None
@@ -210,11 +212,7 @@ class _Scene:
         """What the hand has to reach first."""
         if hasattr(self._env, "_handle_xpos"):
             return np.array(self._env._handle_xpos)
-        if not self._objects:
-            return np.zeros(3)
-        wanted = getattr(self._env, "obj_to_use", None)  # tasks with several objects of which one is in play
-        chosen = next((m for m in self._objects if m.name == wanted), self._objects[0])
-        return self._arm.body_pose(chosen.root_body)[0]
+        return np.zeros(3) if self._first is None else self._arm.body_pose(self._first.root_body)[0]
 
     def _progress(self, eef_pos: np.ndarray) -> float:
         """A potential in [0, 1]: reaching, lifting, carrying; below 1 until the task is done."""

@@ -1,12 +1,13 @@
 """The benchmarks run, count right, and keep each other's results. The figures themselves are not tested here."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import families, rollout
+from benchmarks import families, rollout, sims
 from benchmarks.tables import table, write_results, write_section
 from envs.types import EnvConfig
 from rl.ppo import Ppo
@@ -36,6 +37,30 @@ def test_measures_four_rates_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> 
         "rollout/toy_5ms/loop": 0.85,
     }
     assert results["rollout/toy_5ms/vector"]["raw_steps_per_s"] == round(middle["raw"], 2)
+
+
+@pytest.mark.sim
+@pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is NOT installed in this interpreter")
+def test_measures_one_simulator_in_alternation() -> None:
+    said: list[str] = []
+    found = sims.measure("robosuite_lift", 1, ["--steps", "8", "--no-cameras"], said.append)
+    assert set(found["ms"]) == {"bare", "untouched", "stock", "fast"}
+    assert all(ms > 0 for ms in found["ms"].values())
+    assert set(found["ratio"]) == {"fast/untouched", "fast/bare", "stock/untouched"}
+    assert found["ratio"]["fast/untouched"] == pytest.approx(found["ms"]["untouched"] / found["ms"]["fast"])
+    assert len(said) == 1
+
+
+def test_speeds_are_kept_and_shown_with_their_goals() -> None:
+    ms = {"bare": 0.5, "untouched": 4.0, "stock": 3.0, "fast": 1.0}
+    ratio = {"fast/untouched": 4.0, "fast/bare": 0.9, "stock/untouched": 1.3}
+    found = {"ms": ms, "ratio": ratio, "rounds": 2}
+    row = sims.as_table({"lift": found}).splitlines()[2]
+    assert "4.00 *" in row
+    assert row.count("*") == 1
+    kept = sims.as_results("lift", found)
+    assert kept["sims/lift/fast/bare"] == {"ratio": 0.9, "goal": 0.85, "ms": {"bare": 0.5, "fast": 1.0}, "rounds": 2}
+    assert kept["sims/lift/stock/untouched"]["goal"] is None
 
 
 def test_what_misses_its_goal_is_marked() -> None:
