@@ -58,8 +58,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "flow": {**CHAIN, "policy": {"kernel": {"min_std": 0.1, "std": 0.2, "max_std": 0.4}}},
     "flow_sde": CHAIN,
     "ddpm": {**CHAIN, "imitate": {"steps": 1200}},
-    "ddim": {**CHAIN, "imitate": {"steps": 1200}},
-    "edm": {**CHAIN, "imitate": {"steps": 1200}},
+    "ddim": {**CHAIN, "imitate": {"steps": 1200}, "finetune": {"iterations": 300}},
+    "edm": {**CHAIN, "imitate": {"steps": 1200}, "finetune": {"iterations": 300}},
     "gaussian": {"policy": {"kernel": {"std": 0.3}}},
     "categorical": {
         "env": "reach_discrete",
