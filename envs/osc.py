@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
@@ -92,12 +92,7 @@ def _mujoco_version(mujoco: Any) -> None:
         raise _refuse(f"MuJoCo {mujoco.__version__}", f"{first} to {last}")
 
 
-def _command(mujoco: Any) -> Tuple[List[str], Path]:
-    """The compiler's command line up to its output, and MuJoCo's library."""
-    folder = Path(mujoco.__file__).parent
-    libraries = sorted(folder.glob("libmujoco.so*"))
-    if not libraries or not (folder / "include" / "mujoco" / "mujoco.h").exists():
-        raise _refuse(f"the MuJoCo in {folder}", "a wheel with its headers (include/mujoco) and libmujoco.so")
+def _compiler() -> List[str]:
     named = os.environ.get("CC", "").split()
     found = named or [path for path in (shutil.which(name) for name in ("cc", "gcc", "clang")) if path][:1]
     if not found or shutil.which(found[0]) is None:
@@ -105,20 +100,25 @@ def _command(mujoco: Any) -> Tuple[List[str], Path]:
             f"core: fast needs a C compiler once, and there is none ({'CC=' + named[0] if named else 'cc, gcc, clang'})"
             "; on Debian and Ubuntu: apt-get install gcc libc6-dev. `core: stock` does without"
         )
-    return [*found, *FLAGS, f"-I{folder / 'include'}"], libraries[0]
+    return found
 
 
 def _compiled(mujoco: Any) -> Path:
     """The shared library in the user's cache; built, under another name first, if it is not there.
 
-    Its name holds all that it depends on: the source, the command, the versions of MuJoCo and the kind of machine.
+    Its name holds all that it depends on: the source, the flags, MuJoCo and its version, and the kind of machine.
     """
-    command, library = _command(mujoco)
-    facts = [SOURCE.read_text(encoding="utf-8"), mujoco.__version__, str(library), platform.machine(), *command]
+    home = Path(mujoco.__file__).parent
+    libraries = sorted(home.glob("libmujoco.so*"))
+    if not libraries or not (home / "include" / "mujoco" / "mujoco.h").exists():
+        raise _refuse(f"the MuJoCo in {home}", "a wheel with its headers (include/mujoco) and libmujoco.so")
+    library = libraries[0]
+    facts = [SOURCE.read_text(encoding="utf-8"), mujoco.__version__, str(library), platform.machine(), *FLAGS]
     folder = cache_root() / "core"
     target = folder / f"osc-{mujoco.__version__}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
+    command = [*_compiler(), *FLAGS, f"-I{home / 'include'}"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(suffix=".so", dir=str(folder))

@@ -377,9 +377,12 @@ def test_is_compiled_once_into_the_cache(tmp_path, monkeypatch):
 
     assert files[0].name.startswith(f"osc-{mujoco.__version__}-")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    monkeypatch.setenv("CC", "no-such-compiler")  # not needed any more
     osc.load_library()
-    files[0].unlink()  # a new file: the old one is still in use
-    files[0].write_bytes(b"nonsense")
+    spoilt = tmp_path / "other" / "core" / files[0].name
+    spoilt.parent.mkdir(parents=True)
+    spoilt.write_bytes(b"nonsense")
+    monkeypatch.setenv("TEMPER_CACHE", str(tmp_path / "other"))
     with pytest.raises(EnvError, match="cannot load .*delete it"):
         osc.load_library()
 
