@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class SmallCnn(nn.Module):
     """uint8 [B, Y, X, 3] -> [B, out]. Convolutions, then where each channel fires (spatial softmax) or all of it.
 
-    Spatial softmax: Levine et al. 2016, section 5. From few demonstrations it is by far the better of the two."""
+    Spatial softmax: Levine et al. 2016, section 5. docs/results.md compares the two."""
 
     def __init__(
         self,
