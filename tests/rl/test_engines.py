@@ -158,9 +158,9 @@ def test_with_a_lag_workers_collect_with_the_weights_before(make: Any, engine: s
     assert all(0.3 < r.metrics["loss/lag_weight"] < 2 for r in rounds[1:])
     assert all(r.metrics["loss/first_log_ratio"] < 1e-4 for r in rounds)
     os.kill(pid_of(workers(one)[0]), signal.SIGKILL)
-    hurt = one.iterate()  # what the other one collected is learned from
-    assert [e["kind"] for e in hurt.events] == ["worker_restart"]
-    assert hurt.metrics["rollout/env_steps"] > 0
+    later = [one.iterate() for _ in range(2)]  # what it had collected before it died still counts
+    assert [e["kind"] for r in later for e in r.events] == ["worker_restart"]
+    assert all(r.metrics["rollout/env_steps"] > 0 for r in later)
 
 
 @pytest.mark.parametrize("engine", ["ray", "rllib"])
