@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import rl.evaluate
+from envs.build import build
 from envs.types import EnvConfig
 from envs.vector import SimVector
-from pretrained.checkpoint import load_policy
+from pretrained.checkpoint import load_policy, save
 from rl.collect import TRAINING_SEEDS
 from rl.evaluate import ATTEMPTS, Episodes, EvaluateRun, evaluate, summarise
 from rl.types import EpisodeRecord
-from tests.toy_parts import checkpoint, make_policy, toy
+from tests.toy_parts import checkpoint, make_policy, policy_node, toy, toy_spec
 
 EASY = {"hold": 1, "max_steps": 30}
 WALK = {"hold": 1, "max_steps": 60, "discrete": True}  # a drunkard's walk wins some
@@ -30,7 +31,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drunkard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("walk") / "step_000001", "categorical")
+    """Its output layer starts at zero: all moves are equally likely."""
+    folder, node, spec = tmp_path_factory.mktemp("walk") / "step_000001", policy_node("categorical"), toy_spec(**WALK)
+    save(folder, build(node, env=spec), node=node, env=spec)
+    return folder
 
 
 def run(trained: Path, out: Path, config: EnvConfig | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -44,11 +48,11 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 def test_the_same_checkpoint_twice_gives_the_same_episodes(drunkard: Path, tmp_path: Path) -> None:
     """However many simulators there are."""
-    settings: dict[str, Any] = {"greedy": False, "episodes": 16, "seed_start": 40}
+    settings: dict[str, Any] = {"greedy": False, "episodes": 48, "seed_start": 40}
     summaries = [run(drunkard, tmp_path / str(n), toy(**WALK), workers=n, **settings) for n in (1, 3)]
     one, three = (records(tmp_path / str(n)) for n in (1, 3))
     assert one == three
-    assert [(r["task"], r["seed"]) for r in one] == [(t, 40 + k) for k in range(8) for t in ("red", "blue")]
+    assert [(r["task"], r["seed"]) for r in one] == [(t, 40 + k) for k in range(24) for t in ("red", "blue")]
     assert 0 < summaries[0]["success"] == summaries[1]["success"] < 1
     assert len({r["length"] for r in one}) > 3  # not all the same by accident
 
