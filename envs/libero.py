@@ -24,8 +24,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from envs.cache import cache_root
 from envs.libero_assets import (
-    cache_root,
     find_assets,
     language,
     package_folder,

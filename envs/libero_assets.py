@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -25,6 +24,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from envs.cache import cache_root, locked, sha256_of
 from envs.types import EnvError
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -35,12 +35,6 @@ HOW_TO = (
     "github.com/Lifelong-Robot-Learning/LIBERO (libero/libero/assets), then set LIBERO_ASSETS to that folder or to "
     "a .tar.xz of it"
 )
-
-
-def cache_root() -> Path:
-    """The user's cache folder for unpacked assets: $TEMPER_CACHE, else ~/.cache/temper."""
-    chosen = os.environ.get("TEMPER_CACHE", "")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "temper"
 
 
 def find_assets() -> Path:
@@ -97,9 +91,9 @@ def _asset_folder(path: Path) -> Optional[Path]:
 
 def unpack(archive: Path) -> Path:
     """Unpack a .tar.xz of the assets into the user's cache, once, and return the folder that holds the assets."""
-    digest = _sha256(archive)
+    digest = sha256_of(archive)
     target = cache_root() / f"libero-{digest[:12]}"
-    with _lock(target):
+    with locked(target):
         if not _intact(target, digest):
             shutil.rmtree(target, ignore_errors=True)  # left by an interrupted or damaged unpacking
             _fill(target, lambda folder: _extract(archive, folder), {"archive": archive.name, "sha256": digest})
@@ -134,7 +128,7 @@ def without_srgb(assets: Path) -> Path:
             else:
                 copy.symlink_to(path.resolve())
 
-    with _lock(target):
+    with locked(target):
         if not _intact(target, digest):
             shutil.rmtree(target, ignore_errors=True)
             _fill(target, mirror, {"archive": str(assets), "sha256": digest})
@@ -190,23 +184,6 @@ def _extract(archive: Path, folder: Path) -> None:
                 pass  # a cut-off archive is noticed, and its checksum compared, at the very end
     except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, zipfile.BadZipFile) as e:
         raise EnvError(f"{archive} cannot be unpacked ({type(e).__name__}: {e}); it is damaged, fetch it again") from e
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Let one process at a time fill `target`: a run starts many environments at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _strip_srgb(path: Path) -> Optional[bytes]:

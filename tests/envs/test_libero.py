@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.cache import cache_root
 from envs.experts import make_expert
-from envs.libero_assets import cache_root, find_assets
+from envs.libero_assets import find_assets
 from envs.types import EnvConfig, EnvError
 from envs.vector import SimVector
 
