@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parent
 NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects
-FLAGS = ("--dry", "--debug", "--help", "-h")
+FLAGS = ("--dry", "--debug", "--help", "-h", "--lite")
 SMALL_SHM = 256 * 2**20  # bytes; Docker gives 64 MiB unless told otherwise
 
 
@@ -39,7 +39,9 @@ def main(words: Sequence[str]) -> int:
             return 0
         if verb not in VERBS:
             raise ValueError(f"unknown verb '{verb}'; {_nearest(verb, list(VERBS))}")
-        return VERBS[verb].call(rest, "--dry" in flags)
+        if "--lite" in flags and verb != "assets":
+            raise ValueError(f"'{verb}' has no flag --lite; for lite pictures set env.sim.render_quality=lite")
+        return VERBS[verb].call(rest + ["--lite"] * ("--lite" in flags), "--dry" in flags)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         return 130
@@ -170,6 +172,28 @@ def install(words: list[str], dry: bool) -> int:
     return 0
 
 
+def assets(words: list[str], dry: bool) -> int:
+    """Build the lite meshes and textures of a simulator, or say how many are there."""
+    from envs.lite import SIMULATORS, build, command, find_jobs, lite_folder, missing
+
+    names = [word for word in words if word != "--lite"]
+    if len(names) != 1 or names[0] not in SIMULATORS:
+        raise ValueError(f"expected one of {', '.join(SIMULATORS)}, for example: launch.py assets libero --lite")
+    jobs = find_jobs(names[0], ROOT)
+    waiting = missing(jobs)
+    if "--lite" in words and waiting and not dry:
+        from pretrained.progress import Bar
+
+        with Bar(f"lite assets of {names[0]}", total=len(jobs), done=len(jobs) - len(waiting)) as bar:
+            for _ in build(waiting):
+                bar.advance()
+        waiting = missing(jobs)
+    print(f"{names[0]}: {len(jobs) - len(waiting)} of {len(jobs)} lite assets are built in {lite_folder()}")
+    if waiting:
+        print(f"the rest: {command(names[0])}")
+    return 0
+
+
 def doctor(words: list[str], dry: bool) -> int:
     """Check this machine, and with env=... a simulator."""
     rows = _machine()
@@ -254,6 +278,7 @@ def _simulator(config: Any) -> list[tuple[str, str, str]]:
 
 VERBS = {
     "install": Verb("install a simulator's interpreter, or the rendering libraries", "install libero", install),
+    "assets": Verb("build the coarse meshes that render_quality=lite uses", "assets libero --lite", assets),
     "doctor": Verb("check this machine and a simulator", "doctor env=robosuite_lift", doctor),
     "collect": Verb("record demonstrations by a scripted expert", "collect env=robosuite_lift episodes=50", collect),
     "pretrain": Verb("imitate demonstrations", "pretrain policy=flow demos=runs/demos/demos.hdf5", pretrain),

@@ -33,6 +33,7 @@ from envs.libero_assets import (
     suite_tasks,
     without_srgb,
 )
+from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
 from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
@@ -65,7 +66,7 @@ class Libero:
         kept_models: int = 2,
         core: str = "stock",
     ) -> None:
-        """`cameras` maps a camera to (Y, X).
+        """`cameras` maps a camera to (Y, X). `render_quality: exact | fast | lite` is explained in docs/rendering.md.
 
         `init: bundled` starts from the benchmark's stored state number `seed % 50`; positions of fixtures (cabinet,
         stove), which those states lack, come from the seed. `init: sampled` draws everything from the seed.
@@ -176,7 +177,9 @@ class Libero:
         if task not in self._scenes:
             while len(self._scenes) >= self._kept:
                 self._scenes.popitem(last=False)[1].arm.close()
-            env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
+            import_libero(self._assets)
+            with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
+                env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
             arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
             self._scenes[task] = _Scene(env, arm, language(task))
         self._scenes.move_to_end(task)

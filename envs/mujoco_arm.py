@@ -19,11 +19,11 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, T
 import numpy as np
 
 from envs.contacts import ContactTest
+from envs.models import visuals_for
 from envs.osc import CORES, Core
 from envs.types import EnvError
 
 GL_PACKAGES = "libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
-QUALITIES = ("exact", "fast")
 _GL_MODULES = {"osmesa": "mujoco.osmesa", "egl": "mujoco.egl"}  # everything else is a window system: mujoco.glfw
 _XYZW = np.array([1, 2, 3, 0])
 _contexts: Dict[str, Any] = {}  # the process's one OpenGL context, once it is open
@@ -130,16 +130,18 @@ class CameraRenderer:
         self._perturb = mujoco.MjvPerturb()
         model.vis.global_.offheight = max([model.vis.global_.offheight] + [y for y, _ in self._sizes.values()])
         model.vis.global_.offwidth = max([model.vis.global_.offwidth] + [x for _, x in self._sizes.values()])
-        samples = model.vis.quality.offsamples
-        if quality == "fast":
+        stored = model.vis.quality.offsamples, model.vis.quality.shadowsize
+        if quality != "exact":
             model.vis.quality.offsamples = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        if quality != "exact" or not model.light_castshadow.any():
+            model.vis.quality.shadowsize = 0  # the map would take 64 MB and never be looked at
         try:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except mujoco.FatalError as e:  # a window system without a display is noticed only here
             raise _gl_missing(choose_gl(), e) from e
-        model.vis.quality.offsamples = samples
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = stored
         self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
 
     def render(self, data: Any) -> Dict[str, np.ndarray]:
@@ -194,8 +196,7 @@ class Arm:
         single_forward: bool = True,
         core: str = "stock",
     ):
-        if quality not in QUALITIES:
-            raise EnvError(f"render quality '{quality}' is unknown; expected one of {', '.join(QUALITIES)}")
+        visuals_for(quality, cameras)  # an unknown quality is refused here
         if core not in CORES:
             raise EnvError(f"core '{core}' is unknown; expected one of {', '.join(CORES)}")
         import mujoco
@@ -208,6 +209,9 @@ class Arm:
         self._cameras = dict(cameras)
         self._quality = quality
         self._single_forward = single_forward
+        # A reset runs the constraint solver three times on a scene that has not settled, for accelerations that nobody
+        # reads. From MuJoCo 3.8 on that leaves no trace in what follows (before, it warmed the solver up).
+        self._light_reset = single_forward and _version(mujoco) >= (3, 8)
         self._renderer: Optional[CameraRenderer] = None
         self._bind()
         for name in self._cameras:
@@ -238,11 +242,20 @@ class Arm:
             gripper.current_action = np.zeros_like(gripper.current_action)
         if isinstance(getattr(env, "rng", None), np.random.Generator):  # robosuite 1.5; its samplers share the object
             env.rng.bit_generator.state = np.random.default_rng(seed % 2**32).bit_generator.state
-        with seeded(seed):
-            env.reset()
+        if self._light_reset:
+            env.sim.forward = self._place  # an instance attribute hides the method
+        try:
+            with seeded(seed):
+                env.reset()
+        finally:
+            env.sim.__dict__.pop("forward", None)
         if env.sim.model._model is not self.model:
             self._bind()
         self.check()
+
+    def _place(self) -> None:
+        """Stands in for `sim.forward` during a reset: all of it but the accelerations and constraint forces."""
+        self._mujoco.mj_step1(self.env.sim.model._model, self.env.sim.data._data)
 
     def step(
         self, action: np.ndarray, *, observe: Optional[Callable[[], None]] = None, observe_after: int = 0
@@ -362,6 +375,10 @@ class Arm:
 
 def _stock_halves(mujoco: Any) -> Tuple[Callable[..., None], Callable[..., None]]:
     return mujoco.mj_forward, mujoco.mj_step
+
+
+def _version(mujoco: Any) -> Tuple[int, ...]:
+    return tuple(int(part) for part in mujoco.__version__.split(".")[:2])
 
 
 def xyzw(quaternion: np.ndarray) -> np.ndarray:

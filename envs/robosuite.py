@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
+from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
 from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
@@ -61,6 +62,7 @@ class Robosuite:
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
         refused. `core: stock` takes robosuite's own controllers.
+        `render_quality: exact | fast | lite` is explained in docs/rendering.md.
         """
         if cameras is None:
             cameras = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)}
@@ -72,7 +74,9 @@ class Robosuite:
                 f"core: fast does not read forces after each substep, as the task {name} does; `core: stock` does"
             )
         self._shaped = reward_shaping
-        env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
+        import_robosuite()
+        with compiled_scenes("robosuite", visuals_for(render_quality, sizes)):
+            env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
         self._arm: Optional[Arm] = Arm(
             env, cameras=sizes, quality=render_quality, single_forward=name not in NEEDS_FORCES, core=core
         )
