@@ -49,7 +49,11 @@ def compiled_scenes(sim: str, visuals: str) -> Iterator[None]:
     """While open, robosuite's scenes come from the cache. Nothing in the installed package is changed."""
     simulation = importlib.import_module("robosuite.utils.binding_utils").MjSim
     stock = simulation.__dict__["from_xml_string"]
-    simulation.from_xml_string = classmethod(lambda cls, xml: cls(load_scene(xml, sim=sim, visuals=visuals)))
+
+    def from_xml_string(cls: Any, xml: str) -> Any:
+        return cls(load_scene(xml, sim=sim, visuals=visuals))
+
+    simulation.from_xml_string = classmethod(from_xml_string)
     try:
         yield
     finally:
