@@ -135,7 +135,6 @@ class CameraRenderer:
             model.vis.quality.offsamples = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        if quality != "exact" or not model.light_castshadow.any():
             model.vis.quality.shadowsize = 0  # the map would take 64 MB and never be looked at
         try:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
