@@ -26,6 +26,7 @@ def start_ray(run: FinetuneRun) -> None:
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs leaves the variable alone
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the default, 15, lets anything else starve the simulators
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     if run.ray_address:
         _check_reachable(run.ray_address)
