@@ -65,7 +65,7 @@ GOALS = {"vector": 0.95, "policy": 0.90, "loop": 0.85}
 # --- A: in a process of its own ---------------------------------------------------------------------------------------
 
 
-def serve_raw(config: EnvConfig, index: int) -> None:
+def serve_raw(config: EnvConfig, index: int, chunk: int) -> None:
     """Read a number of seconds per line, step for that long, answer with steps and seconds; until the input ends."""
     env: Env = build(config.sim)
     rng = np.random.default_rng(index)
@@ -75,8 +75,8 @@ def serve_raw(config: EnvConfig, index: int) -> None:
     for line in sys.stdin:
         limit, started, steps = float(line), time.perf_counter(), 0
         while (spent := time.perf_counter() - started) < limit:
-            for j in range(CHUNK):
-                step = env.step(sample_action(env.spec, rng), render=j == CHUNK - 1)
+            for j in range(chunk):
+                step = env.step(sample_action(env.spec, rng), render=j == chunk - 1)
                 steps += 1
                 if step.terminated or step.truncated:
                     if not step.obs.images:
@@ -91,8 +91,9 @@ def serve_raw(config: EnvConfig, index: int) -> None:
 class Raw:
     """P processes without any channel to the outside but the two lines of a block."""
 
-    def __init__(self, config: EnvConfig, count: int) -> None:
+    def __init__(self, config: EnvConfig, count: int, chunk: int = CHUNK) -> None:
         command = [interpreter(config), "-m", "benchmarks.rollout", "--raw", json.dumps(asdict(config))]
+        command += ["--chunk", str(chunk)]
         one_thread = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.processes = [
             subprocess.Popen(
@@ -280,9 +281,10 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="only print")
     parser.add_argument("--raw", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--chunk", type=int, default=CHUNK, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.raw:
-        serve_raw(EnvConfig(**json.loads(args.raw)), args.index)
+        serve_raw(EnvConfig(**json.loads(args.raw)), args.index, args.chunk)
         return
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     torch.set_num_threads(1)

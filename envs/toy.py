@@ -49,17 +49,19 @@ class Toy:
         black_at: Optional[int] = None,
         fault_seed: Optional[int] = None,
         step_ms: float = 0.0,
+        wait_ms: float = 0.0,
     ) -> None:
         """The `*_at` are step numbers of an episode (0: the reset) at which the process dies, sleeps for ever, or from
         which on proprioception is NaN or frames are black; with `fault_seed`, in episodes of that seed only.
-        `step_ms` uses up that much processor time, as a slow simulator would."""
+        A step uses up `step_ms` of processor time, as a slow simulator would, and sleeps for `wait_ms`, as one whose
+        physics run on another machine would."""
         if name not in ("reach", "reach_discrete"):
             raise EnvError(f"toy: there is no '{name}'; expected 'reach' or 'reach_discrete'")
         unknown = sorted(set(tasks) - set(TASKS))
         if unknown or not tasks:
             raise EnvError(f"toy: tasks {list(tasks)} are not all known; expected some of {list(TASKS)}")
         self.discrete = discrete or name == "reach_discrete"
-        self.hold, self.step_ms = hold, step_ms
+        self.hold, self.step_ms, self.wait_ms = hold, step_ms, wait_ms
         self.faults = {"crash": crash_at, "hang": hang_at, "nan": nan_at, "black": black_at}
         self.fault_seed = fault_seed
         self.spec = _spec(self.discrete, _cameras(cameras, size), max_steps, tuple(tasks))
@@ -99,6 +101,8 @@ class Toy:
         obs = self._observe(render)
         while time.thread_time() < deadline:
             pass
+        if self.wait_ms:
+            time.sleep(self.wait_ms / 1e3)
         return Step(obs, float(success), success, truncated, success)
 
     def render(self) -> Dict[str, np.ndarray]:

@@ -198,7 +198,8 @@ class _Loop:
                 metrics = self._metrics(iteration)
                 self.log.write(self.iteration, metrics)
                 before, done = done, self._progress()[1]
-                bar.advance(done - before, success=metrics.get("rollout/success", 0.0), env_steps=self.env_steps)
+                success, slow = metrics.get("rollout/success", 0.0), bottleneck(metrics)
+                bar.advance(done - before, success=success, env_steps=self.env_steps, bottleneck=slow)
                 if self.iteration % self.run.save_every == 0:
                     self._save(metrics)
         if self.last != self.out / f"step_{self.iteration:06d}":
@@ -230,7 +231,15 @@ class _Loop:
                 event["kind"], iteration=self.iteration, **{k: v for k, v in event.items() if k != "kind"}
             )
         steps = {k: v for k, v in iteration.metrics.items() if k.startswith("time/")}
-        self.ledger.write("iteration", iteration=self.iteration, env_steps=self.env_steps, wall_s=self.wall_s, **steps)
+        slow = bottleneck(iteration.metrics)
+        self.ledger.write(
+            "iteration",
+            iteration=self.iteration,
+            env_steps=self.env_steps,
+            wall_s=self.wall_s,
+            bottleneck=slow,
+            **steps,
+        )
 
     def _metrics(self, iteration: Iteration) -> Metrics:
         valid = [e for e in iteration.episodes if e.valid]
@@ -304,6 +313,7 @@ def segment_metrics(segments: list[Any]) -> Metrics:
             totals[k] = totals.get(k, 0.0) + v
     collect = totals.get("collect_s", 0.0)
     return {
+        "rollout/workers": float(len(segments)),
         "rollout/env_steps": totals.get("env_steps", 0.0),
         "rollout/restarts": totals.get("restarts", 0.0),
         "rollout/env_reward": float(sum(float(s.env_reward.sum()) for s in segments)),
@@ -311,3 +321,16 @@ def segment_metrics(segments: list[Any]) -> Metrics:
         "time/policy_s": totals.get("policy_s", 0.0),
         "time/sim_fraction": totals.get("wait_s", 0.0) / collect if collect else 0.0,
     }
+
+
+def bottleneck(metrics: Metrics) -> str:
+    """What most of a round's time went to: simulators, policy or learner; "" if nothing was collected."""
+    workers = metrics.get("rollout/workers", 0.0)
+    if not workers:
+        return ""
+    spent = {
+        "simulators": metrics["time/sim_fraction"] * metrics["time/collect_s"] / workers,
+        "policy": metrics["time/policy_s"] / workers,
+        "learner": metrics.get("time/learn_s", 0.0),
+    }
+    return max(spent, key=lambda name: spent[name])

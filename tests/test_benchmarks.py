@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from benchmarks import families, rollout, sims
+from benchmarks import families, loop, rollout, sims
 from benchmarks.tables import table, write_results, write_section
 from envs.types import EnvConfig
 from rl.ppo import Ppo
@@ -37,6 +38,24 @@ def test_measures_four_rates_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> 
         "rollout/toy_5ms/loop": 0.85,
     }
     assert results["rollout/toy_5ms/vector"]["raw_steps_per_s"] == round(middle["raw"], 2)
+
+
+def test_measures_a_run_with_and_without_lag_against_bare_stepping() -> None:
+    said: list[str] = []
+    try:
+        found = loop.measure(100.0, 2, 2, 0.0, said.append)
+    finally:
+        ray.shutdown()
+    assert found["rounds"] == 2
+    assert found["decisions"] == 10  # two seconds
+    assert found["slowest"] in ("simulators", "policy", "learner")
+    assert 0 < found["middle"]["raw"] <= 2 / 0.1  # two processes that sleep for 100 ms in each step
+    assert set(found["ratio"]) == {"lag 0", "lag 1"}
+    low = {**found, "ratio": {"lag 0": 0.5, "lag 1": 0.6}, "slowest": "simulators"}
+    results = loop.as_results({(100.0, 2, 2): low})
+    assert results["loop/100ms_2rows_chunk2"]["ratio"] == 0.6
+    assert loop.as_table({(100.0, 2, 2): low}).splitlines()[2].count("*") == 1
+    assert loop.as_table({(100.0, 2, 2): {**low, "slowest": "learner"}}).splitlines()[2].count("*") == 0
 
 
 @pytest.mark.sim

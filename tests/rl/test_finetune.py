@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import FinetuneRun, bottleneck, finetune
 from rl.ledger import account, read
 from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
 
@@ -192,3 +192,11 @@ def test_an_imitation_checkpoint_brings_no_optimizer_along(tmp_path: Path) -> No
 def test_unknown_engine(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected rllib, ray or local"):
         finetune(settings(trained, tmp_path, engine="spark"))
+
+
+def test_the_slowest_part_is_named() -> None:
+    round_ = {"rollout/workers": 2.0, "time/collect_s": 20.0, "time/sim_fraction": 0.7, "time/policy_s": 4.0}
+    assert bottleneck(round_ | {"time/learn_s": 6.0}) == "simulators"  # 7 s of each worker
+    assert bottleneck(round_ | {"time/learn_s": 8.0}) == "learner"
+    assert bottleneck(round_ | {"time/sim_fraction": 0.1, "time/policy_s": 17.0}) == "policy"
+    assert bottleneck({}) == ""  # nobody delivered
