@@ -1,11 +1,14 @@
 """The evaluation loop: a list of episodes, each named by task and seed, with the same noise for every checkpoint.
 
 A simulator failure is not a task failure: the episode is tried again in a fresh simulator, and if that fails too it is
-reported apart and left out of the success rate.
+reported apart and left out of the success rate. Videos are replays of the first episodes (see envs/film.py), made when
+all has been measured.
 """
 
+import contextlib
 import csv
 import json
+import logging
 import math
 import os
 import time
@@ -18,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.film import Film, Take
 from envs.record import side_by_side, write_video
-from envs.types import EnvConfig
+from envs.types import EnvConfig, EnvError
 from envs.vector import Arrival, SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
@@ -29,6 +33,7 @@ from rl.stats import wilson
 from rl.types import EpisodeRecord
 
 ATTEMPTS = 3  # of an episode whose simulator fails
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class EvaluateRun:
     seed_start: int = 0  # episode k uses seed seed_start + k // tasks: equal seeds are equal initial states
     workers: int = 0  # simulators side by side; 0: twice the processor cores
     greedy: bool = True
-    videos: int = 4  # the first episodes are recorded
+    videos: int = 4  # of the first episodes, as the cameras of `env.video` and those of the policy see them
     policy_overrides: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 0  # of torch; 0: leave as it is
     command: str = ""
@@ -68,7 +73,7 @@ class _Live:
     rng: torch.Generator
     length: int = 0
     reward: float = 0.0
-    frames: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each; kept for videos
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
@@ -80,41 +85,65 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         torch.set_num_threads(run.threads)
     checkpoint = find(Path(run.checkpoint))
     workers = min(run.workers or 2 * (os.cpu_count() or 1), run.episodes)
-    started = time.time()
-    vector = SimVector([run.env] * workers, max_chunk=read_card(checkpoint).policy.horizon)
-    try:
+    started, out = time.time(), Path(run.out)
+    with contextlib.ExitStack() as open_:
+        vector = SimVector([run.env] * workers, max_chunk=read_card(checkpoint).policy.horizon)
+        open_.callback(vector.close)
         policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
-        plan = [
-            (vector.tasks[k % len(vector.tasks)], run.seed_start + k // len(vector.tasks)) for k in range(run.episodes)
-        ]
-        out = Path(run.out)
+        # Before the episodes, so that a camera that is not there is noticed before hours of them.
+        film = open_.enter_context(Film(run.env, vector.env_spec)) if run.videos else None
         (out / "videos").mkdir(parents=True, exist_ok=True)
-        with Bar("evaluate", total=len(plan), quiet=run.quiet) as bar:
-
-            def report(done: Sequence[EpisodeRecord]) -> None:
-                good = [r for r in done if r.valid]
-                bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
-
-            episodes = Episodes(vector, policy, plan, greedy=run.greedy, videos=run.videos, report=report)
-            records = episodes.run()
-    finally:
+        episodes = _episodes(run, vector, policy)
+        spec, restarts = vector.env_spec, vector.restarts
         vector.close()
-    for name, frames in episodes.videos.items():
-        write_video(out / "videos" / name, frames, fps=vector.env_spec.control_hz)
-    summary = summarise(records) | {
-        "env": vector.env_spec.env_id,
+        _write_records(out, episodes.records)
+        videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
+    summary = summarise(episodes.records) | {
+        "env": spec.env_id,
         "checkpoint": str(checkpoint),
         "seed_start": run.seed_start,
         "greedy": run.greedy,
-        "restarts": vector.restarts,
+        "restarts": restarts,
+        "cameras": {name: list(size) for name, size in spec.cameras.items()},
+        "videos": videos,
         "wall_s": round(time.time() - started, 1),
         "command": run.command,
     }
-    _write(out, records, summary)
+    _write_summary(out, summary)
     if not summary["episodes"]:
+        records = episodes.records
         causes = sorted({r.cause for r in records if not r.valid})
         raise RuntimeError(f"nothing was evaluated: all {len(records)} episodes failed in the simulator: {causes[:3]}")
     return summary
+
+
+def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy) -> "Episodes":
+    """All episodes of the run, done."""
+    tasks = len(vector.tasks)
+    plan = [(vector.tasks[k % tasks], run.seed_start + k // tasks) for k in range(run.episodes)]
+    with Bar("evaluate", total=len(plan), quiet=run.quiet) as bar:
+
+        def report(done: Sequence[EpisodeRecord]) -> None:
+            good = [r for r in done if r.valid]
+            bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
+
+        episodes = Episodes(vector, policy, plan, greedy=run.greedy, videos=run.videos, report=report)
+        episodes.run()
+    return episodes
+
+
+def _videos(run: EvaluateRun, film: Film, takes: Mapping[str, Take], out: Path) -> dict[str, Any]:
+    """Film the takes; returns what the pictures show and which takes are missing, and why."""
+    missing: dict[str, str] = {}
+    with Bar("videos", total=len(takes), quiet=run.quiet) as bar:
+        for name, take in takes.items():
+            try:
+                write_video(out / name, side_by_side(film.play(take)), fps=film.vector.env_spec.control_hz)
+            except EnvError as e:  # an evaluation is worth more than its pictures
+                _log.warning("no video %s: %s", name, e)
+                missing[name] = str(e)
+            bar.advance(1)
+    return {"shown": {name: list(size) for name, size in film.cameras.items()}, "missing": missing}
 
 
 class Episodes:
@@ -137,7 +166,12 @@ class Episodes:
         self.live: list[_Live | None] = [None] * vector.num_envs
         self.pending = deque((k, 0) for k in range(len(self.plan)))
         self.done: dict[int, EpisodeRecord] = {}
-        self.videos: dict[str, np.ndarray] = {}
+        self.takes: dict[str, Take] = {}  # file name of the video -> episode
+
+    @property
+    def records(self) -> list[EpisodeRecord]:
+        """What is done, in the order of the plan."""
+        return [self.done[k] for k in sorted(self.done)]
 
     @torch.no_grad()
     def run(self) -> list[EpisodeRecord]:
@@ -154,7 +188,7 @@ class Episodes:
             for i in self.vector.wait():
                 if self._arrive(i, self.vector.take(i)):
                     ready.add(i)
-        return [self.done[k] for k in range(len(self.plan))]
+        return self.records
 
     def _start(self, i: int) -> None:
         if not self.pending:
@@ -181,8 +215,10 @@ class Episodes:
         chunk = decision.chunk.double().numpy()
         for row, (i, live) in enumerate(zip(rows, lives, strict=True)):
             assert live is not None
-            render = "all" if live.plan < self.num_videos else "last"
-            self.vector.send_step(i, chunk[row, : self.policy.spec.execute], render)
+            actions = chunk[row, : self.policy.spec.execute]
+            if live.plan < self.num_videos:
+                live.actions.append(actions.copy())
+            self.vector.send_step(i, actions)
 
     def _arrive(self, i: int, arrival: Arrival) -> bool:
         """Absorb an answer; True if row i now waits for a decision."""
@@ -199,11 +235,7 @@ class Episodes:
         assert arrival.obs is not None
         self.history.push(i, arrival.obs, first=arrival.kind == "reset")
         if arrival.kind == "reset":
-            if live.plan < self.num_videos:
-                live.frames = {c: [v[None].copy()] for c, v in arrival.obs.images.items()}
             return True
-        for camera, frames in arrival.frames.items():
-            live.frames[camera].append(frames.copy())
         live.length += arrival.executed
         live.reward += float(arrival.rewards.sum())
         if not (arrival.terminated or arrival.truncated):
@@ -216,10 +248,10 @@ class Episodes:
         env = self.vector.env_spec.env_id
         record = EpisodeRecord(env, live.task, live.seed, success, live.length, live.reward, not cause, cause)
         self.done[live.plan] = record
-        if live.frames and not cause:
-            cameras = {camera: np.concatenate(frames) for camera, frames in live.frames.items()}
+        if live.actions and not cause:
+            actions = np.concatenate(live.actions)[: live.length]  # an episode may end inside its last chunk
             name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
-            self.videos[name] = side_by_side(cameras)
+            self.takes[name] = Take(live.task, live.seed, actions, success, live.reward)
         if self.report is not None:
             self.report(list(self.done.values()))
 
@@ -244,8 +276,7 @@ def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     return rate(records) | {"tasks": {t: rate([r for r in records if r.task == t]) for t in tasks}}
 
 
-def _write(out: Path, records: Sequence[EpisodeRecord], summary: Mapping[str, Any]) -> None:
-    """Records first, the summary last: a folder without a summary is not a finished evaluation."""
+def _write_records(out: Path, records: Sequence[EpisodeRecord]) -> None:
     rows = [asdict(r) for r in records]
     for name in ("episodes.jsonl", "episodes.csv"):
         temporary = out / (name + ".part")
@@ -257,6 +288,10 @@ def _write(out: Path, records: Sequence[EpisodeRecord], summary: Mapping[str, An
                 table.writeheader()
                 table.writerows(rows)
         temporary.replace(out / name)
+
+
+def _write_summary(out: Path, summary: Mapping[str, Any]) -> None:
+    """Last of all: a folder without a summary is not a finished evaluation."""
     temporary = out / "summary.json.part"
     temporary.write_text(json.dumps(_plain(summary), indent=2, allow_nan=False))
     temporary.replace(out / "summary.json")

@@ -186,8 +186,26 @@ def _videos(run_dir: Path) -> str:
     ]
     if not figures:
         return ""
-    note = "Each row starts from the same initial state." if both else ""
-    return f'<h2>Videos</h2><p class="soft">{note}</p><div class="two">{"".join(figures)}</div>'
+    notes = ["Each row starts from the same initial state."] if both else []
+    notes += _cameras(run_dir)
+    return f'<h2>Videos</h2><p class="soft">{escape(" ".join(notes))}</p><div class="two">{"".join(figures)}</div>'
+
+
+def _cameras(run_dir: Path) -> list[str]:
+    """What the pictures show, what the policy sees of it, and how many could not be made."""
+    found = [_json(run_dir / f"evaluate_{side}" / "summary.json") for side in SIDES]
+    stated = next((e for e in found if e.get("videos")), None)
+    if stated is None:
+        return []
+    shown, seen = (
+        ", ".join(f"{name} {y}x{x}" for name, (y, x) in sizes.items())
+        for sizes in (stated["videos"]["shown"], stated["cameras"])
+    )
+    notes = ["The policy sees what is shown."]
+    if shown != seen:
+        notes = [f"From left to right: {shown}. The policy sees only {seen}."]
+    missing = sum(len(e["videos"]["missing"]) for e in found if e.get("videos"))
+    return notes + ([f"{missing} replays went wrong and are left out."] if missing else [])
 
 
 def _commands(run_dir: Path, summary: Mapping[str, Any]) -> str:

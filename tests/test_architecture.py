@@ -33,6 +33,7 @@ CHILD_FREE = {
     "envs/gym_env.py",
     "envs/install.py",
     "envs/record.py",
+    "envs/film.py",
 }  # never imported in a simulator's interpreter
 CHILD_NEEDS = {"envs", "numpy"}  # besides the standard library and, inside functions, the simulator
 

@@ -4,15 +4,18 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import pytest
 import torch
 
 import rl.evaluate
 from envs.build import build
-from envs.types import EnvConfig
+from envs.film import Film, Take
+from envs.types import EnvConfig, EnvError
 from envs.vector import SimVector
 from pretrained.checkpoint import load_policy, save
 from rl.collect import TRAINING_SEEDS
@@ -95,23 +98,62 @@ def test_the_summary_is_written_last(trained: Path, tmp_path: Path, monkeypatch:
 
 
 def test_videos_of_the_first_episodes(trained: Path, tmp_path: Path) -> None:
-    run(trained, tmp_path, videos=2)
+    summary = run(trained, tmp_path, videos=2)
     rows, videos = records(tmp_path), sorted((tmp_path / "videos").iterdir())
     words = ["success" if r["success"] else "failure" for r in rows]
     assert [v.name.rsplit(".", 1)[0] for v in videos] == [f"{k:03d}_seed0_{words[k]}" for k in range(2)]
     assert all(v.stat().st_size > 500 for v in videos)
+    assert summary["videos"] == {"shown": {"top": [16, 16]}, "missing": {}}
 
 
-def test_videos_hold_every_frame(trained: Path) -> None:
+def test_videos_show_a_camera_that_the_policy_does_not_see(trained: Path, tmp_path: Path) -> None:
+    """The checkpoint knows one camera of 16x16: that it is accepted shows that it is given nothing else."""
+    plain = run(trained, tmp_path / "plain")
+    config = replace(toy(**EASY), video={"hand": (96, 64), "top": (48, 48)})
+    summary = run(trained, tmp_path / "film", config, videos=1)
+    assert (summary["cameras"], summary["videos"]["missing"]) == ({"top": [16, 16]}, {})
+    assert summary["videos"]["shown"] == {"hand": [96, 64], "top": [48, 48]}
+    assert records(tmp_path / "film") == records(tmp_path / "plain")
+    assert summary["success"] == plain["success"]
+    (video,) = (tmp_path / "film" / "videos").glob("*.mp4")
+    frames = imageio.mimread(video, memtest=False)
+    assert len(frames) == records(tmp_path / "film")[0]["length"] + 1
+    assert frames[0].shape == (192, 2 * (64 + 4 + 96), 3)  # 48 and 96 rows, enlarged to 192
+
+
+def test_a_camera_that_is_not_there_is_refused_before_the_first_episode(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="'nose'"):
+        run(trained, tmp_path, replace(toy(**EASY), video={"nose": (64, 64)}), videos=1)
+    assert not (tmp_path / "episodes.jsonl").exists()
+
+
+def test_episodes_keep_the_actions_of_their_videos(trained: Path) -> None:
     vector = SimVector([toy(**EASY)])
     try:
-        episodes = Episodes(vector, load_policy(trained), [("red", 0)], videos=1)
-        (record,) = episodes.run()
-        (frames,) = episodes.videos.values()
-        assert len(frames) == record.length + 1
-        assert (frames[1:] != frames[:-1]).any((1, 2, 3)).mean() > 0.5
+        episodes = Episodes(vector, load_policy(trained), [("red", 0), ("red", 1)], videos=1)
+        records = episodes.run()
+        (take,) = episodes.takes.values()
+        assert len(take.actions) == records[0].length
+        assert (take.task, take.seed, take.success) == ("red", 0, records[0].success)
     finally:
         vector.close()
+
+
+def test_a_replay_that_fails_costs_its_video_only(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = Film.play
+
+    def torn(self: Film, take: Take) -> dict[str, Any]:
+        return honest(self, replace(take, success=not take.success) if take.task == "red" else take)
+
+    monkeypatch.setattr(Film, "play", torn)
+    summary = run(trained, tmp_path, videos=2)
+    assert summary["episodes"] == 6
+    (missing,) = summary["videos"]["missing"]
+    assert missing.startswith("000_")
+    assert "expected a simulator that repeats itself" in caplog.text
+    assert [v.name[:3] for v in (tmp_path / "videos").iterdir()] == ["001"]
 
 
 # --- failures of the simulator ---

@@ -101,6 +101,20 @@ def test_page_tells_the_whole_run(run_dir: Path) -> None:
     assert not list(run_dir.glob("*.part"))
 
 
+def test_page_says_what_the_videos_show(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "evaluate_after" / "summary.json").read_text())
+    shown = {"agentview": [256, 250], "hand": [64, 64]}
+    videos = {"shown": shown, "missing": {"002_seed1_success.mp4": "<it fell over>"}}
+    summary |= {"cameras": {"hand": [64, 64]}, "videos": videos}
+    path = run_dir / "evaluate_after" / "summary.json"
+    path.write_text(json.dumps(summary))
+    text = read_page(report(run_dir)).text
+    assert "From left to right: agentview 256x250, hand 64x64. The policy sees only hand 64x64." in text
+    assert "1 replays went wrong and are left out." in text
+    path.write_text(json.dumps(summary | {"cameras": shown}))
+    assert "The policy sees what is shown." in read_page(report(run_dir)).text
+
+
 def test_page_asks_for_nothing_from_outside(run_dir: Path) -> None:
     page = report(run_dir)
     reader = read_page(page)

@@ -1,0 +1,71 @@
+"""Videos for people: recorded episodes played again, with cameras that no policy sees.
+
+A simulator of its own repeats task, seed and actions, so filming neither changes an evaluation nor slows it down. A
+replay that ends otherwise than the episode did is refused: it would show something that did not happen.
+"""
+
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+
+from envs.types import EnvConfig, EnvError, EnvSpec
+from envs.vector import Arrival, SimVector
+
+
+@dataclass(frozen=True)
+class Take:
+    """What it takes to see an episode again, and how it ended."""
+
+    task: str
+    seed: int
+    actions: np.ndarray  # [steps, A] env units
+    success: bool
+    reward: float  # sum over the steps
+
+
+class Film:
+    """One simulator like those of `spec`, with the cameras of `config.video` first."""
+
+    def __init__(self, config: EnvConfig, spec: EnvSpec, *, max_chunk: int = 16) -> None:
+        """Starts the simulator; raises EnvError if there is no such camera."""
+        cameras = dict(config.video) | {k: v for k, v in spec.cameras.items() if k not in config.video}
+        if config.video:
+            config = replace(config, sim={**config.sim, "cameras": {k: list(v) for k, v in cameras.items()}})
+        self.vector = SimVector([config], max_chunk=max_chunk)
+        self.cameras = self.vector.env_spec.cameras
+
+    def __enter__(self) -> "Film":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.vector.close()
+
+    def play(self, take: Take) -> dict[str, np.ndarray]:
+        """Every frame of the episode: camera -> uint8 [steps + 1, Y, X, 3]. Raises EnvError if it ends otherwise."""
+        self.vector.send_reset(0, take.task, take.seed)
+        arrival = self._answer()
+        assert arrival.obs is not None
+        frames = {camera: [image[None].copy()] for camera, image in arrival.obs.images.items()}
+        done, reward = 0, 0.0
+        while done < len(take.actions) and not (arrival.terminated or arrival.truncated):
+            self.vector.send_step(0, take.actions[done : done + self.vector.max_chunk], "all")
+            arrival = self._answer()
+            for camera, seen in arrival.frames.items():
+                frames[camera].append(seen.copy())
+            done, reward = done + arrival.executed, reward + float(arrival.rewards.sum())
+        over = arrival.terminated or arrival.truncated
+        if (done, arrival.success) != (len(take.actions), take.success) or not over or abs(reward - take.reward) > 1e-3:
+            raise EnvError(
+                f"the replay of {take.task}, seed {take.seed}, took {done} steps with success {arrival.success} and "
+                f"reward {reward:g}; the episode took {len(take.actions)} with success {take.success} and reward "
+                f"{take.reward:g}: expected a simulator that repeats itself (launch.py doctor checks that)"
+            )
+        return {camera: np.concatenate(parts) for camera, parts in frames.items()}
+
+    def _answer(self) -> Arrival:
+        self.vector.wait()
+        arrival = self.vector.take(0)
+        if arrival.failure is not None:
+            raise EnvError(f"the replay failed ({arrival.failure.cause}): {arrival.failure.detail}")
+        return arrival
