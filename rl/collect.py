@@ -91,6 +91,7 @@ class Collector:
         self.decided = [0] * n  # decisions since the last hint
         self.before: list[dict[str, np.ndarray]] = [{} for _ in range(n)]  # privileged state at the last observation
         self.started = [0] * n  # episodes of each row
+        self.told = 0  # of those, how many earlier segments have reported
         self.episodes = [self._next_episode(i) for i in range(n)]
         self.ready = [False] * n  # has an observation to decide on
         self.fresh = [True] * n  # that observation is the first of its episode
@@ -121,6 +122,10 @@ class Collector:
         self._bootstrap(t, fill)
         total = time.perf_counter() - started
         stats = {"collect_s": total, "wait_s": waited, "policy_s": fill.policy_s, "restarts": self.vector.restarts}
+        # Every row always has an episode under way; those begun since the last segment are news.
+        begun = sum(self.started)
+        stats |= {"started": begun - self.told, "carried": n if self.told else 0, "in_flight": n}
+        self.told = begun
         return fill.segment(version, stats)
 
     # --- inside --------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from pretrained.checkpoint import load_policy
 from pretrained.types import Policy
 from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
 from rl.learner import Learner
+from rl.ledger import Flights
 from rl.plain import start_ray
 from rl.rollout import RolloutWorker, Weights, get_weights, put_weights, to_numpy, to_torch
 from rl.types import Segment, join
@@ -142,6 +143,7 @@ class Temper(Algorithm):
     """The algorithm that RLlib, Tune and the dashboard see."""
 
     last: Iteration
+    flights: Flights
     empty = 0
     cause = "all rollout workers are still starting"  # of the last loss of a worker
     current: Weights | None = None  # the learner's weights after the last update
@@ -153,6 +155,7 @@ class Temper(Algorithm):
         """Sample, learn, remember the weights for the next round."""
         run: FinetuneRun = self.config.env_config["run"]
         if self.current is None:
+            self.flights = Flights()
             start: Start = self.config.env_config["start"]
             self.version = int((start.learner or {}).get("iteration", 0))
             self.current = get_weights(load_policy(start.checkpoint, overrides=dict(start.overrides)))
@@ -164,8 +167,10 @@ class Temper(Algorithm):
             raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last cause: {self.cause}")
         metrics = {}
         if segments:
-            metrics = segment_metrics([_Stats(r) for r in reports]) | self._learn(segments, events)
-        self.last = Iteration(metrics, [e for r in reports for e in r["episodes"]], events)
+            metrics = segment_metrics([_Stats(r) for r in reports])
+            metrics |= self._learn(run, segments, events, steps=int(metrics["rollout/env_steps"]))
+        started = sum(int(r["stats"]["started"]) for r in reports)
+        self.last = Iteration(metrics, [e for r in reports for e in r["episodes"]], events, started)
         self.metrics.log_dict({k.replace("/", "_"): v for k, v in metrics.items()}, window=1)
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
@@ -198,25 +203,35 @@ class Temper(Algorithm):
             try:
                 reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())))
                 segments.append(segment)
+                events += self.flights.landed(i, reports[-1]["stats"])
             except RayError as e:
                 cause = f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:300]}"
-                events.append({"kind": "worker_restart", "worker": i, "cause": cause})
+                lost = self.flights.lost(i)
+                events.append({"kind": "worker_restart", "worker": i, "cause": cause, "lost": lost})
                 manager.set_actor_state(i, healthy=False)
                 ray.kill(asked.actors[i], no_restart=False)
         return reports, segments, events
 
-    def _learn(self, segments: list[Any], events: list[dict[str, Any]]) -> dict[str, float]:
+    def _learn(
+        self, run: FinetuneRun, segments: list[Any], events: list[dict[str, Any]], *, steps: int
+    ) -> dict[str, float]:
+        """One update. A learner that dies costs the round: its `steps` were taken for nothing."""
         try:
             results = self.learner_group.update(batch_refs=segments, timesteps={})
+            if len(results) < run.num_learners:
+                raise RayError(f"{run.num_learners - len(results)} of {run.num_learners} learners did not answer")
+            backup = self.backup
+            if self.learner_group.is_remote:
+                backup = _first(self.learner_group.foreach_learner(lambda learner: learner.inner_state()))
         except RayError as e:
             if not self.learner_group.is_remote:
                 raise
-            events.append({"kind": "learner_restart", "cause": f"{type(e).__name__}"})
+            cause = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1][:300]}"
+            events.append({"kind": "learner_restart", "cause": cause, "unlearned_steps": steps})
             self._rebuild_learners()
             return {}
+        self.backup = backup
         self.current, self.version = results[0]["weights"], results[0]["version"]
-        if self.learner_group.is_remote:
-            self.backup = _first(self.learner_group.foreach_learner(lambda learner: learner.inner_state()))
         keys = results[0]["metrics"]
         return {k: float(np.mean([r["metrics"][k] for r in results if k in r["metrics"]])) for k in keys}
 
@@ -260,7 +275,9 @@ class RllibEngine:
         return self.algorithm.current
 
     def learner_state(self) -> dict[str, Any]:
-        return _first(self.algorithm.learner_group.foreach_learner(lambda learner: learner.inner_state()))
+        group = self.algorithm.learner_group
+        # Remote learners may be gone by now; what they were after the last update is here.
+        return self.algorithm.backup or _first(group.foreach_learner(lambda learner: learner.inner_state()))
 
     def stop(self) -> None:
         """Stop actors without waiting for one that hangs."""
@@ -337,5 +354,10 @@ class _Stats:
 
 def _first(results: Any) -> dict[str, Any]:
     """The first learner's answer, local or remote."""
-    answer = next(iter(results))
-    return answer.get() if hasattr(answer, "get") and not isinstance(answer, dict) else answer
+    answer = next(iter(results), None)
+    if answer is None:
+        raise RayError("no learner answered")
+    answer = answer.get() if hasattr(answer, "get") and not isinstance(answer, dict) else answer
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

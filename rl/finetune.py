@@ -22,7 +22,7 @@ from pretrained.checkpoint import find, load_learner, load_policy, merge, newest
 from pretrained.progress import Bar
 from pretrained.types import Metrics, Policy
 from rl.learner import Learner
-from rl.ledger import Ledger
+from rl.ledger import Ledger, read
 from rl.log import RunLog
 from rl.ppo import Ppo
 from rl.rollout import RolloutPlan, Weights, put_weights
@@ -101,6 +101,7 @@ class Iteration:
     metrics: Metrics
     episodes: list[EpisodeRecord]
     events: list[dict[str, Any]] = field(default_factory=list)  # restarts of workers or learners, for the ledger
+    started: int = 0  # episodes begun
 
 
 class Engine(Protocol):
@@ -134,7 +135,14 @@ def finetune(run: FinetuneRun) -> Path:
     run = replace(run, policy_overrides=start.overrides)
     with Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
         if start.loop:
-            ledger.write("resumed", iteration=start.loop["iteration"], checkpoint=start.checkpoint.name)
+            told = [int(r["env_steps"]) for r in read(ledger.path) if "env_steps" in r]
+            ledger.write(
+                "resumed",
+                iteration=start.loop["iteration"],
+                env_steps=start.loop["env_steps"],
+                checkpoint=start.checkpoint.name,
+                unlearned_steps=max(0, told[-1] - int(start.loop["env_steps"])) if told else 0,  # after the checkpoint
+            )
         engine = _engine(run, start)
         try:
             return _Loop(run, out, start, engine, ledger, log).run_to_the_end()
@@ -222,6 +230,8 @@ class _Loop:
 
     def _account(self, iteration: Iteration) -> None:
         self.env_steps += int(iteration.metrics.get("rollout/env_steps", 0))
+        if iteration.started:
+            self.ledger.write("started", iteration=self.iteration, count=iteration.started)
         for episode in iteration.episodes:
             self.ledger.write("episode", iteration=self.iteration, **asdict(episode))
             if episode.valid:

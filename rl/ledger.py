@@ -26,7 +26,8 @@ class Account:
     failed: int
     in_flight: int
     restarts: Mapping[str, int]  # cause -> count
-    env_steps: int
+    env_steps: int  # of the episodes that ended
+    unlearned_steps: int = 0  # collected, but what was learned of them is lost
 
     @property
     def balanced(self) -> bool:
@@ -94,19 +95,39 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+class Flights:
+    """Episodes under way at each rollout worker, so that those of a worker that is lost can be counted."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def landed(self, worker: int, stats: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Take note of a segment's `stats`; a restart that nobody noticed, as an event, if they show one."""
+        lost = self._counts.get(worker, 0) - int(stats["carried"])
+        self._counts[worker] = int(stats["in_flight"])
+        if lost <= 0:
+            return []
+        return [{"kind": "worker_restart", "worker": worker, "cause": "found restarted", "lost": lost}]
+
+    def lost(self, worker: int) -> int:
+        """How many episodes the loss of this worker ended."""
+        return self._counts.pop(worker, 0)
+
+
 def account(records: Iterable[Mapping[str, Any]]) -> Account:
     """Add up records.
 
     `started` may carry `count`. An `episode` is finished, or failed if it says `valid: false`; its `cause` is then that
-    of the simulator's restart. Events named `*_restart` are restarts of workers. A resumed run writes `resumed`:
-    episodes that were in flight when it was killed count as failed. A ledger without any `started` knows of none in
-    flight.
+    of the simulator's restart. Events named `*_restart` are restarts of workers; the episodes that one ended (`lost`)
+    are failed. A resumed run writes `resumed`: episodes that were in flight when it was killed count as failed. A
+    ledger without any `started` knows of none in flight. Any record may carry `unlearned_steps`.
     """
-    started = finished = failed = steps = 0
+    started = finished = failed = steps = unlearned = 0
     told = False
     restarts: Counter[str] = Counter()
     for r in records:
         event, count = str(r.get("event")), int(r.get("count", 1))
+        unlearned += int(r.get("unlearned_steps") or 0)
         if event == "started":
             started, told = started + count, True
         elif event == "episode":
@@ -116,12 +137,15 @@ def account(records: Iterable[Mapping[str, Any]]) -> Account:
             else:
                 failed += 1
                 restarts[_kind(r)] += 1
-        elif event == "resumed" and told:
-            failed = started - finished
+        elif event == "resumed":
+            if told:
+                failed = started - finished
+            started = finished + failed  # what happened before the first `started` was not told
         elif event.endswith("_restart"):
+            failed += int(r.get("lost", 0))
             restarts[f"{event.removesuffix('_restart')} {_kind(r)}"] += count
     started = started if told else finished + failed
-    return Account(started, finished, failed, started - finished - failed, dict(restarts), steps)
+    return Account(started, finished, failed, started - finished - failed, dict(restarts), steps, unlearned)
 
 
 def _kind(record: Mapping[str, Any]) -> str:

@@ -29,7 +29,8 @@ class LocalEngine:
             worker.set_weights(weights, self.learner.iteration)
         segments = [worker.sample() for worker in self.workers]
         metrics = segment_metrics(segments) | self.learner.update(join(segments))
-        return Iteration(metrics, [e for s in segments for e in s.episodes])
+        started = sum(int(s.stats["started"]) for s in segments)
+        return Iteration(metrics, [e for s in segments for e in s.episodes], started=started)
 
     def weights(self) -> Weights:
         return get_weights(self.learner.policy)

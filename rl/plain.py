@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
+from rl.ledger import Flights
 from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_numpy, to_torch
 from rl.types import Segment, join
 
@@ -81,6 +82,7 @@ class PlainEngine:
         self.plan = run.plan(str(start.checkpoint.resolve()), needs_of(run), make_algo(run).gamma, seed)
         self.workers = [_Worker.remote(self.plan, i, 0) for i in range(run.num_workers)]
         self.incarnations = [0] * run.num_workers
+        self.flights = Flights()
         self.empty = 0
         self.ahead: list[Any] = []  # with max_lag: what is being collected while the learner learns
 
@@ -94,7 +96,8 @@ class PlainEngine:
         if not segments:
             return Iteration({}, [], events)
         metrics = segment_metrics(segments) | self.learner.update(join(segments))
-        return Iteration(metrics, [e for s in segments for e in s.episodes], events)
+        started = sum(int(s.stats["started"]) for s in segments)
+        return Iteration(metrics, [e for s in segments for e in s.episodes], events, started)
 
     def _ask(self) -> list[Any]:
         weights = ray.put(get_weights(self.learner.policy))
@@ -107,8 +110,11 @@ class PlainEngine:
         for i, reference in enumerate(pending):
             try:
                 segments.append(to_torch(ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))))
+                events += self.flights.landed(i, segments[-1].stats)
             except (RayActorError, RayTaskError, GetTimeoutError) as e:
-                events.append({"kind": "worker_restart", "worker": i, "cause": f"{type(e).__name__}: {str(e)[:300]}"})
+                cause = f"{type(e).__name__}: {str(e)[:300]}"
+                lost = self.flights.lost(i)
+                events.append({"kind": "worker_restart", "worker": i, "cause": cause, "lost": lost})
                 ray.kill(self.workers[i])
                 self.incarnations[i] += 1
                 self.workers[i] = _Worker.remote(self.plan, i, self.incarnations[i])

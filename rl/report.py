@@ -158,6 +158,8 @@ def _cost(run_dir: Path, metrics: Sequence[Mapping[str, Any]], summary: Mapping[
     steps = summary.get("env_steps", last.get("env_steps"))
     if steps is not None:
         rows.append(["environment steps of fine-tuning", number(float(steps))])
+    if total.unlearned_steps:
+        rows.append(["steps lost with a learner or a killed run", number(float(total.unlearned_steps))])
     if "wall_s" in last:
         rows.append(["wall-clock of fine-tuning", _duration(float(last["wall_s"]))])
     if "wall_s" in summary:

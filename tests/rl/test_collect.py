@@ -204,6 +204,17 @@ def test_rows_may_run_at_their_own_pace(collector: Make) -> None:
     assert torch.equal(inside, (segments[0].terminated | segments[0].truncated)[:, :-1])
 
 
+def test_segments_tell_of_every_episode_once(collector: Make) -> None:
+    """Begun = ended + one under way in every row."""
+    one = collector(n=3, lockstep=False, min_ready=1)
+    segments = [one.collect(v) for v in range(4)]
+    assert [(s.stats["carried"], s.stats["in_flight"]) for s in segments] == [(0, 3), (3, 3), (3, 3), (3, 3)]
+    for k in range(1, 5):
+        ended = sum(len(s.episodes) for s in segments[:k])
+        assert sum(s.stats["started"] for s in segments[:k]) == ended + 3
+    assert sum(len(s.episodes) for s in segments) > 3
+
+
 # --- lost episodes ---
 
 

@@ -15,7 +15,7 @@ import pytest
 import rl.rollout
 from pretrained.checkpoint import find, load_learner
 from rl.finetune import FinetuneRun, Start, finetune
-from rl.ledger import read
+from rl.ledger import account, read
 from tests.toy_parts import SUCCESS, checkpoint, seed_of, toy
 
 ray = pytest.importorskip("ray")
@@ -134,6 +134,14 @@ def test_engines_agree(runs: dict[str, Path]) -> None:
         assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_account_balances(runs: dict[str, Path], engine: str) -> None:
+    """2 workers with 2 rows; the second call found the first one's episodes unfinished."""
+    total = account(read(runs[engine] / "ledger.jsonl"))
+    assert total.balanced
+    assert (total.finished, total.failed, total.in_flight) == (len(_episodes(runs[engine])), 4, 4)
+
+
 def _episodes(out: Path) -> list[dict[str, Any]]:
     return [r for r in read(out / "ledger.jsonl") if r["event"] == "episode"]
 
@@ -186,21 +194,27 @@ def test_workers_take_the_weights_they_are_told(make: Any, engine: str, monkeypa
 @pytest.mark.parametrize("engine", ["ray", "rllib"])
 def test_a_killed_worker_is_replaced(make: Any, engine: str) -> None:
     one = make(engine)
-    steps = one.iterate().metrics["rollout/env_steps"]
+    rounds = [one.iterate()]
+    steps = rounds[0].metrics["rollout/env_steps"]
     victim = workers(one)[0]
     pid, simulators = pid_of(victim), children_of(victim)
     os.kill(pid, signal.SIGKILL)
     hurt = one.iterate()
     assert [e["kind"] for e in hurt.events] == ["worker_restart"]
     assert "Actor" in hurt.events[0]["cause"]
+    assert hurt.events[0]["lost"] == 2  # one episode per row
     assert 0 < hurt.metrics["rollout/env_steps"] < steps
     deadline = time.monotonic() + 30
+    rounds.append(hurt)
     while True:
         after = one.iterate()
+        rounds.append(after)
         assert not after.events
         if after.metrics["rollout/env_steps"] > 0.7 * steps:
             break
         assert time.monotonic() < deadline, "the worker did not come back"
+    ended = sum(len(r.episodes) for r in rounds) + 2
+    assert sum(r.started for r in rounds) == ended + 4  # every row of both workers has an episode under way
     assert pid_of(workers(one)[0]) != pid
     assert all(gone(p) for p in simulators)  # its simulators left with it
     assert one.learner_state()["iteration"] >= 3
@@ -285,6 +299,8 @@ def test_two_learners_keep_equal_weights_and_are_rebuilt_when_one_dies(make: Any
     os.kill(ask(lambda learner: os.getpid())[1], signal.SIGKILL)
     hurt = one.iterate()
     assert [e["kind"] for e in hurt.events] == ["learner_restart"]
+    assert hurt.events[0]["unlearned_steps"] == hurt.metrics["rollout/env_steps"] > 0
+    assert "loss/policy" not in hurt.metrics
     assert ask(lambda learner: learner.inner.iteration) == [1, 1]
     assert all(np.array_equal(v, before[k]) for k, v in one.weights().items())
     after = one.iterate()
@@ -292,6 +308,22 @@ def test_two_learners_keep_equal_weights_and_are_rebuilt_when_one_dies(make: Any
     assert after.metrics["loss/rollout_log_prob_gap"] < 1e-2
     assert ask(lambda learner: learner.inner.iteration) == [2, 2]
     assert equal()
+
+
+def test_a_single_remote_learner_that_died_between_rounds_is_rebuilt(make: Any) -> None:
+    one = make("rllib", num_learners=1, num_workers=1)
+    one.iterate()
+    group = one.algorithm.learner_group
+    (pid,) = [r.get() for r in group.foreach_learner(lambda learner: os.getpid())]
+    os.kill(pid, signal.SIGKILL)
+    group.foreach_learner(lambda learner: None)  # RLlib notices, and would go on without it
+    assert one.learner_state()["iteration"] == 1  # it can still be saved
+    hurt = one.iterate()
+    assert [(e["kind"], e["unlearned_steps"]) for e in hurt.events] == [
+        ("learner_restart", hurt.metrics["rollout/env_steps"])
+    ]
+    assert one.iterate().metrics["loss/rollout_log_prob_gap"] < 1e-2
+    assert one.learner_state()["iteration"] == 2
 
 
 def test_contract_with_rllib() -> None:

@@ -67,7 +67,10 @@ def test_three_iterations_and_their_account(trained: Path, tmp_path: Path) -> No
     assert len(episodes) == sum(r["rollout/episodes"] for r in rows) >= 6
     assert len({(e["seed"]) for e in episodes}) == len(episodes)  # workers draw different initial states
     assert {e["task"] for e in episodes} == {"red", "blue"}
-    assert account(records).balanced
+    total = account(records)
+    assert total.balanced
+    assert (total.finished, total.failed, total.in_flight) == (len(episodes), 0, 4)  # every row still has one
+    assert total.started == sum(r["count"] for r in records if r["event"] == "started") == len(episodes) + 4
     assert rows[-1]["env_steps"] == sum(r["rollout/env_steps"] for r in rows)
     assert not same(last, trained)
     card = read_card(last)
@@ -108,6 +111,22 @@ def test_resume_continues_numbers_weights_and_stages(trained: Path, tmp_path: Pa
     assert any(not torch.equal(v, middle[k]) for k, v in now.items() if k.startswith("actor"))
     seeds = [r["seed"] for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode"]
     assert len(set(seeds)) == len(seeds)  # a continued run draws new initial states
+    total = account(read(tmp_path / "ledger.jsonl"))
+    assert total.balanced
+    assert (total.finished, total.failed, total.in_flight) == (len(seeds), 2, 2)  # those of the first part never ended
+    assert total.unlearned_steps == 0
+
+
+def test_steps_after_the_last_checkpoint_of_a_killed_run_are_counted_as_lost(trained: Path, tmp_path: Path) -> None:
+    finetune(settings(trained, tmp_path, iterations=3, save_every=1))
+    steps = [r["rollout/env_steps"] for r in log(tmp_path)]
+    shutil.rmtree(tmp_path / "step_000003")  # as if it had been killed before
+    shutil.rmtree(tmp_path / "step_000002")
+    finetune(settings(trained, tmp_path, iterations=2, save_every=5))
+    finetune(settings(trained, tmp_path, iterations=2))  # nothing more is lost
+    total = account(read(tmp_path / "ledger.jsonl"))
+    assert total.unlearned_steps == steps[1] + steps[2] > 0
+    assert total.balanced
 
 
 def test_a_torn_checkpoint_is_passed_over(trained: Path, tmp_path: Path) -> None:

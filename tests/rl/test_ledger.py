@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.ledger import Ledger, account, read
+from rl.ledger import Flights, Ledger, account, read
 
 
 def test_account_balances(tmp_path: Path) -> None:
@@ -40,6 +40,33 @@ def test_resume_counts_what_was_in_flight_as_failed() -> None:
     records = [{"event": "started", "count": 3}, {"event": "episode"}, {"event": "resumed"}, {"event": "started"}]
     total = account(records)
     assert (total.started, total.finished, total.failed, total.in_flight) == (4, 1, 2, 1)
+
+
+def test_resume_of_a_run_that_told_of_no_starts_takes_them_as_ended() -> None:
+    total = account(
+        [{"event": "episode"}, {"event": "resumed"}, {"event": "started", "count": 2}, {"event": "episode"}]
+    )
+    assert (total.started, total.finished, total.failed, total.in_flight) == (3, 2, 0, 1)
+
+
+def test_episodes_that_a_worker_took_along_are_failed() -> None:
+    """Two workers with 3 rows: one is killed, the other is found to have been restarted."""
+    first, later = {"carried": 0, "in_flight": 3}, {"carried": 3, "in_flight": 3}
+    flights = Flights()
+    assert flights.lost(1) == 0  # it had not delivered anything
+    assert [flights.landed(i, first) for i in (0, 1)] == [[], []]
+    assert [flights.landed(i, later) for i in (0, 1)] == [[], []]
+    records = [{"event": "started", "count": 6}, {"event": "episode", "length": 4}, {"event": "started", "count": 1}]
+    records.append({"event": "worker_restart", "cause": "killed", "lost": flights.lost(0)})
+    (found,) = flights.landed(1, first)
+    records.append({"event": found["kind"], **found})
+    assert flights.landed(0, first) == []
+    records.append({"event": "started", "count": 6})
+    records.append({"event": "learner_restart", "cause": "died", "unlearned_steps": 40})
+    total = account(records)
+    assert (total.started, total.finished, total.failed, total.in_flight) == (13, 1, 6, 6)
+    assert total.restarts == {"worker killed": 1, "worker found restarted": 1, "learner died": 1}
+    assert total.unlearned_steps == 40
 
 
 @pytest.mark.parametrize("torn", [b'{"event": "fini', b'{"event": "finished", "text": "\xff', b"\0\0\0"])
