@@ -20,6 +20,8 @@ from rl.types import EpisodeRecord, Proposal, Segment
 
 # Initial states are named by seeds. Evaluation uses [0, 1,000,000), training the two thousand million behind them.
 TRAINING_SEEDS = 1_000_000
+NEEDS = ("privileged", "frames")  # what reward terms may ask to have stored
+Kept = dict[str, dict[str, np.ndarray]]  # need -> name -> array of one observation
 
 
 class History:
@@ -78,6 +80,8 @@ class Collector:
         lockstep: bool = False,
         min_ready: int | None = None,
     ) -> None:
+        if unknown := sorted(needs - set(NEEDS)):
+            raise ValueError(f"a reward needs {unknown}, which no segment has; expected some of {list(NEEDS)}")
         self.vector, self.policy, self.decisions, self.gamma = vector, policy, decisions, gamma
         self.needs, self.proposal = needs, proposal
         n = vector.num_envs
@@ -89,7 +93,7 @@ class Collector:
         self.hint_rng = torch.Generator().manual_seed(seed)
         self.hints: dict[str, Tensor] = {}
         self.decided = [0] * n  # decisions since the last hint
-        self.before: list[dict[str, np.ndarray]] = [{} for _ in range(n)]  # privileged state at the last observation
+        self.before: list[Kept] = [{} for _ in range(n)]  # what rewards need of the last observation
         self.started = [0] * n  # episodes of each row
         self.told = 0  # of those, how many earlier segments have reported
         self.episodes = [self._next_episode(i) for i in range(n)]
@@ -197,13 +201,13 @@ class Collector:
         assert arrival.obs is not None
         if arrival.kind == "reset":
             self.history.push(i, arrival.obs, first=True)
-            self.before[i] = self._privileged(arrival.obs)
+            self.before[i] = self._kept(arrival.obs)
             self.ready[i], self.fresh[i] = True, True
             return
         self.history.push(i, arrival.obs, first=False)
         episode.length += arrival.executed
         episode.reward += float(arrival.rewards.sum())
-        after = self._privileged(arrival.obs)
+        after = self._kept(arrival.obs)
         fill.arrive(i, t[i], arrival, self.gamma, self.before[i], after)
         self.before[i] = after
         if not (arrival.terminated or arrival.truncated):
@@ -222,8 +226,10 @@ class Collector:
         self.episodes[i].first = t[i]
         self._reset(i)
 
-    def _privileged(self, obs: Observation) -> dict[str, np.ndarray]:
-        return {k: v.copy() for k, v in obs.privileged.items()} if "privileged" in self.needs else {}
+    def _kept(self, obs: Observation) -> Kept:
+        """Copies of what the rewards need, and of nothing else."""
+        stores = {"privileged": obs.privileged, "frames": obs.images}
+        return {need: {k: v.copy() for k, v in stores[need].items()} for need in self.needs}
 
     def _value(self, rows: list[int]) -> Tensor:
         obs = self.history.batch(rows)
@@ -255,7 +261,7 @@ class _Buffers:
         self.terminated, self.truncated, self.starts = torch.zeros(3, n, t, dtype=torch.bool)
         self.valid = torch.ones(n, t, dtype=torch.bool)
         self.running = [False] * n  # a chunk of this row is under way
-        self.privileged: dict[str, Tensor] = {}
+        self.kept: dict[str, dict[str, Tensor]] = {need: {} for need in NEEDS}
         self.episodes: list[tuple[int, int, EpisodeRecord]] = []  # (decision, row, record)
         self.policy_s = 0.0
 
@@ -294,8 +300,8 @@ class _Buffers:
         t: int,
         arrival: Arrival,
         gamma: float,
-        before: dict[str, np.ndarray],
-        after: dict[str, np.ndarray],
+        before: Kept,
+        after: Kept,
     ) -> None:
         self.running[i] = False
         self.env_reward[i, t] = float((arrival.rewards * gamma ** np.arange(arrival.executed)).sum())
@@ -304,14 +310,17 @@ class _Buffers:
         self.truncated[i, t] = arrival.truncated and not arrival.terminated
         self._keep(i, t, before, after)
 
-    def _keep(self, i: int, t: int, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
-        for k, v in after.items():
-            if k not in self.privileged:
-                self.privileged[k] = torch.zeros(self.n, self.t, 2, *v.shape, dtype=torch.float64)
-            self.privileged[k][i, t, 0] = torch.from_numpy(np.asarray(before[k]))
-            self.privileged[k][i, t, 1] = torch.from_numpy(np.asarray(v))
+    def _keep(self, i: int, t: int, before: Kept, after: Kept) -> None:
+        """[..., 0] is what the decision was made on, [..., 1] what its chunk led to, the true final one at an end."""
+        for need, values in after.items():
+            for k, v in values.items():
+                now = torch.from_numpy(np.asarray(v))
+                if k not in self.kept[need]:
+                    self.kept[need][k] = torch.zeros(self.n, self.t, 2, *now.shape, dtype=now.dtype)
+                self.kept[need][k][i, t, 0] = torch.from_numpy(np.asarray(before[need][k]))
+                self.kept[need][k][i, t, 1] = now
 
-    def lose(self, i: int, first: int, t: int, before: dict[str, np.ndarray]) -> None:
+    def lose(self, i: int, first: int, t: int, before: Kept) -> None:
         """The simulator of row i died at decision t: its episode, from `first` on, is not valid."""
         self.running[i] = False
         self.valid[i, first : t + 1] = False
@@ -335,7 +344,8 @@ class _Buffers:
             valid=self.valid,
             memory=self.memory,
             version=version,
-            privileged=self.privileged,
+            privileged=self.kept["privileged"],
+            frames=self.kept["frames"],
             episodes=[record for _, _, record in sorted(self.episodes, key=lambda e: e[:2])],
             stats=stats,
             **self.stored,

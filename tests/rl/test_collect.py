@@ -57,7 +57,7 @@ def replay(one: Collector, segments: list[Segment], i: int, *, scores: bool = Tr
                 obs, memory, length, total = env.reset(task, seed), policy.initial_memory(1), 0, 0.0
             assert bool(segment.starts[i, t]) == fresh
             assert segment.texts[segment.text_id[i, t]] == obs.instruction
-            before, x = obs.privileged, policy.encode(batch_of(obs))
+            before, pictures, x = obs.privileged, obs.images, policy.encode(batch_of(obs))
             for k, v in x.items():
                 torch.testing.assert_close(segment.features[k][i, t], v[0])
             trace = segment.trace[i : i + 1, t : t + 1]
@@ -80,6 +80,8 @@ def replay(one: Collector, segments: list[Segment], i: int, *, scores: bool = Tr
                 np.testing.assert_array_equal(
                     segment.privileged[k][i, t], np.stack([before[k], step.obs.privileged[k]])
                 )
+            for k in segment.frames:
+                np.testing.assert_array_equal(segment.frames[k][i, t], np.stack([pictures[k], step.obs.images[k]]))
             behind = policy.value(policy.encode(batch_of(step.obs)), memory)[0]
             if not step.terminated:  # of the true final observation, where the clock ended it
                 torch.testing.assert_close(segment.next_value[i, t], behind, atol=1e-5, rtol=1e-5)
@@ -109,11 +111,22 @@ def _row_episodes(one: Collector, i: int) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_segments_agree_with_a_simulation_of_the_same_episodes(collector: Make, memory: str) -> None:
     policy = make_policy("flow", execute=3, memory=memory)
-    one = collector(policy, needs=frozenset({"privileged"}))
+    one = collector(policy, needs=frozenset({"privileged", "frames"}))
     segments = [one.collect(version) for version in range(3)]
     assert sum(int(s.truncated.sum()) for s in segments) >= 4
     for i in range(2):
         replay(one, segments, i)
+
+
+def test_frames_alone_and_a_need_that_nobody_can_fill(collector: Make) -> None:
+    s = collector(needs=frozenset({"frames"})).collect(0)
+    assert s.frames["top"].dtype == torch.uint8
+    assert s.privileged == {}
+    inside = ~s.starts[:, 1:]  # what a chunk led to is what the next decision is made on
+    torch.testing.assert_close(s.frames["top"][:, :-1, 1][inside], s.frames["top"][:, 1:, 0][inside])
+    torch.testing.assert_close(s.frames["top"][:, :, 0], s.features["image/top"][:, :, -1])
+    with pytest.raises(ValueError, match=r"needs \['pictures'\]"):
+        collector(needs=frozenset({"pictures"}))
 
 
 class Seeker:
@@ -170,7 +183,7 @@ def test_shapes_and_types(collector: Make) -> None:
         assert getattr(s, name).dtype == torch.bool
     assert s.valid.all()
     assert s.starts[:, 0].all()
-    assert s.privileged == {}
+    assert s.privileged == s.frames == {}  # nobody asked for them
     assert s.stats["env_steps"] == int(s.duration.sum())
     assert sorted(set(s.texts)) == ["reach the blue target", "reach the red target"]
     assert all(e.seed >= TRAINING_SEEDS for e in s.episodes)
@@ -287,11 +300,12 @@ def test_a_broken_simulator_loses_one_episode(collector: Make, fault: str, cause
     task, seed = list(zip(range(3), _row_episodes(probe, 1), strict=False))[1][1]
     del task
     config = toy(**{f"{fault}_at": 5}, fault_seed=seed, step_deadline_s=1.0 if fault == "hang" else 10.0)
-    segment = collector(config=config, decisions=10, needs=frozenset({"privileged"})).collect(0)
+    segment = collector(config=config, decisions=10, needs=frozenset({"privileged", "frames"})).collect(0)
     check_one_lost(segment, 1, cause, decisions=2)  # steps 4 to 6, the second decision
     assert torch.isfinite(segment.next_value).all()
     assert torch.isfinite(segment.features["proprio"]).all()
     assert segment.privileged["state"].shape == (2, 10, 2, 6)
+    assert segment.frames["top"].shape == (2, 10, 2, 16, 16, 3)
 
 
 def test_a_simulator_that_dies_in_reset_loses_an_episode_but_no_decision(collector: Make) -> None:

@@ -11,6 +11,7 @@ import torch
 from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
 from rl.finetune import FinetuneRun, bottleneck, finetune
 from rl.ledger import account, read
+from rl.types import Segment
 from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
 
 ALGO = {"epochs": 2, "minibatches": 2, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}
@@ -176,6 +177,26 @@ def test_rewards_from_privileged_state(trained: Path, tmp_path: Path) -> None:
     row = log(tmp_path)[0]
     assert row["reward/progress"] != 0.0
     assert row["reward/total"] == pytest.approx(row["reward/success"] + row["reward/progress"], abs=1e-6)
+
+
+class Motion:
+    """How much of the picture a chunk changed."""
+
+    needs = frozenset({"frames"})
+
+    def __call__(self, segment: Segment, gamma: float) -> torch.Tensor:
+        before, after = segment.frames["top"].float().unbind(2)
+        assert before.shape[2:] == (16, 16, 3)
+        return (after - before).abs().mean((2, 3, 4))
+
+
+def test_rewards_from_frames(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.rewards.sparse.Motion", Motion, raising=False)
+    motion = {"motion": {"weight": 2.0, "term": {"_target_": "rl.rewards.sparse.Motion"}}}
+    finetune(settings(trained, tmp_path, rewards=SUCCESS | motion, iterations=1))
+    (row,) = log(tmp_path)
+    assert row["reward/motion"] > 0.1
+    assert row["reward/total"] == pytest.approx(row["reward/motion"] + row["reward/success"])
 
 
 def test_overrides_of_the_policy_last_through_checkpoints(trained: Path, tmp_path: Path) -> None:
