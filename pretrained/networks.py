@@ -258,3 +258,13 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def recomputable(module: nn.Module) -> list[nn.Module]:
+    """The blocks, none inside another, that hold much more than they return while gradients are computed.
+
+    Frozen ones are left out: they hold nothing."""
+    kinds = (SmallCnn, AdaLnBlock, TransformerBlock)
+    if isinstance(module, kinds):
+        return [module] if any(p.requires_grad for p in module.parameters()) else []
+    return [block for child in module.children() for block in recomputable(child)]

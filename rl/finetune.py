@@ -21,6 +21,7 @@ from envs.types import EnvConfig
 from pretrained.checkpoint import find, load_learner, load_policy, merge, newest, read_card, save
 from pretrained.progress import Bar
 from pretrained.types import Metrics, Policy
+from rl.compute import Compute
 from rl.learner import Learner
 from rl.ledger import Ledger, read
 from rl.log import RunLog
@@ -56,6 +57,10 @@ class FinetuneRun:
     device: str = "cpu"  # of the learners, e.g. cuda; rollout workers stay on the CPU
     threads: int = 1  # of torch, in every process while simulators run
     learner_threads: int = 0  # of torch while learning; 0: all cores, shared among learners, or 1 with max_lag
+    bf16: bool = False  # of the learner, as are the next three; see rl.compute
+    compile: bool = False
+    fused: bool = False
+    recompute: bool = False
     lockstep: bool = False
     max_lag: int = 0  # 1: workers collect with the last weights while the learner makes the next ones
     sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
@@ -161,7 +166,8 @@ def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -
     }
     free = 1 if run.max_lag else (os.cpu_count() or 1)  # with a lag the simulators never rest
     threads = run.learner_threads or max(1, free // max(1, run.num_learners))
-    learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device, threads=threads)
+    compute = Compute(bf16=run.bf16, compile=run.compile, fused=run.fused, recompute=run.recompute)
+    learner = Learner(policy, make_algo(run), terms, seed=run.seed, device=run.device, threads=threads, compute=compute)
     if start.learner:
         learner.load(start.learner)
     return learner

@@ -2,13 +2,17 @@
 
     Segment ─► reward terms ─► (return scale) ─► GAE ─► old log-prob, recomputed here ─► epochs x minibatches ─► weights
 
+Old log-probs are computed in the minibatches of the first epoch, with the same arithmetic (`rl.compute`) that learning
+uses: so the first ratio is 1 in any precision, although rounding depends on the shape of a batch.
+
 Under torch.distributed the gradients are averaged over learners, and every learner takes the same number of steps.
 """
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,16 +20,16 @@ from torch import Tensor
 
 from pretrained.types import Metrics, Policy
 from rl.advantage import ReturnScale, gae
+from rl.compute import Compute
 from rl.losses import explained_variance, lag_weight
 from rl.ppo import Ppo, Stage
 from rl.reduce import largest, learners, least, moments, total
 from rl.rewards import combine
 from rl.types import Batch, Segment
 
-RATIO_TOLERANCE = 1e-4  # largest |log-ratio per scored link| allowed before the first step, in float32
+RATIO_TOLERANCE = 1e-4  # largest |log-ratio per scored link| allowed before the first step
 KL_BAND, KL_FACTOR, KL_RANGE = 1.5, 1.25, 30.0  # of target_kl: tolerated, per iteration, and at most in all
 LAG_CAP = 2.0  # largest importance weight of a decision that an older policy took
-SCORE_ROWS = 256  # rows scored at once when old log-probs are recomputed
 
 
 class Learner:
@@ -40,8 +44,9 @@ class Learner:
         seed: int = 0,
         device: str = "cpu",
         threads: int = 0,
+        compute: Compute | None = None,
     ) -> None:
-        """`threads` of torch while learning; 0 leaves them as they are."""
+        """`threads` of torch while learning; 0 leaves them as they are. `compute` is plain float32 by default."""
         self.policy, self.algo, self.rewards, self.threads = policy, algo, dict(rewards), threads
         self.device = torch.device(device)
         self.module: torch.nn.Module = policy  # type: ignore[assignment]  # policies are modules (pretrained.types)
@@ -53,12 +58,10 @@ class Learner:
         self.kl_scale = 1.0  # of the target KL
         self.return_scale = ReturnScale(algo.gamma)
         self._names = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        groups = [
-            {"params": [p], "lr": rate, "base_lr": rate, "steps": 0, "critic": n.startswith("critic")}
-            for n, p in self._names.items()
-            for rate in [_by_prefix(algo.lr, n)]
-        ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=algo.weight_decay)
+        self.compute = compute or Compute()
+        self.scorer = self.compute.prepare(policy, self.device)
+        fused = self.compute.fused or None  # None lets torch choose between its other two
+        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=algo.weight_decay, fused=fused)
 
     def update(self, segment: Segment) -> Metrics:
         """One iteration of learning. Raises RuntimeError if the first ratio is not 1."""
@@ -78,11 +81,14 @@ class Learner:
         stage = self.algo.stage(self.iteration)
         self._enter(stage)
         batch, metrics = self._targets(segment)
+        first = self._minibatches(batch)
+        metrics |= self._rescore(batch, first, segment.version)
         learned: list[Metrics] = []
         stop = False
         for epoch in range(self.algo.epochs):
-            for rows in self._minibatches(batch):
-                loss, m = self.algo.loss(self.policy, self._to_device(batch.rows(rows)), stage)
+            for rows in self._minibatches(batch) if epoch else first:
+                with self.compute.autocast(self.device):
+                    loss, m = self.algo.loss(self.scorer, self._to_device(batch.rows(rows)), stage)
                 if not learned and "loss/max_log_ratio" in m:
                     _first_ratio(m["loss/max_log_ratio"])
                     metrics["loss/first_log_ratio"] = m["loss/max_log_ratio"]
@@ -123,13 +129,38 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(self._fit(state["optimizer"]))
         self.rng.set_state(state["rng"].to(torch.uint8).cpu())
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
         self.return_scale.load(state["return_scale"])
         self.kl_scale = float(state.get("kl_scale", 1.0))
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Neighbouring parameters that share rate, part of the policy and freezes: few calls of the optimizer."""
+
+        def shared(name: str) -> tuple[Any, ...]:
+            freezes = [name.startswith(tuple(s.freeze)) if s.freeze else False for s in self.algo.stages]
+            return _by_prefix(self.algo.lr, name), name.startswith("critic"), name.split(".")[:2], freezes
+
+        return [
+            {"params": [self._names[n] for n in names], "lr": rate, "base_lr": rate, "steps": 0, "critic": critic}
+            for (rate, critic, *_), names in itertools.groupby(self._names, shared)
+        ]
+
+    def _fit(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state in our groups: they follow the order of parameters, but may have been cut otherwise."""
+        of = {i: group for group in saved["param_groups"] for i in group["params"]}
+        own = self.optimizer.state_dict()["param_groups"]
+        if sorted(of) != sorted(i for group in own for i in group["params"]):
+            raise ValueError(
+                f"the saved optimizer has {len(of)} parameters, this policy trains {len(self._names)}; "
+                "resume with the configuration of the run that saved it"
+            )
+        kept = ("params", "fused", "foreach")
+        groups = [{**of[g["params"][0]], **{k: g[k] for k in kept}} for g in own]
+        return {"state": saved["state"], "param_groups": groups}
 
     def _enter(self, stage: Stage) -> None:
         """Apply the freezes and learning rates of the stage."""
@@ -177,25 +208,24 @@ class Learner:
         )
         if self.policy.spec.memoryless:  # N * T streams of length 1: one minibatch path for all policies
             batch = _flatten(batch)
-        batch.old_log_prob = self._rescore(batch)
-        flat = segment.log_prob.reshape(batch.old_log_prob.shape)
-        gap = ((flat - batch.old_log_prob).abs() * (batch.active & batch.valid[..., None])).max()
-        metrics["loss/rollout_log_prob_gap"] = float(gap)
-        if segment.version != self.iteration:
-            batch.weight = lag_weight(batch.old_log_prob, flat, batch.active, LAG_CAP)
-            metrics["loss/lag_weight"] = float(batch.weight[batch.valid].mean()) if batch.valid.any() else 1.0
         return batch, metrics
 
-    @torch.no_grad()
-    def _rescore(self, batch: Batch) -> Tensor:
-        """Log-probs of all links in the learner's own precision."""
-        n, parts = batch.valid.shape[0], []
-        step = max(1, SCORE_ROWS // batch.valid.shape[1])
-        for start in range(0, n, step):
-            part = self._to_device(batch.rows(torch.arange(start, min(n, start + step))))
-            scored = self.policy.evaluate(part.features, part.trace, part.starts, part.memory)
-            parts.append(scored.log_prob.float().cpu())
-        return torch.cat(parts)
+    def _rescore(self, batch: Batch, parts: Iterable[Tensor], version: int) -> Metrics:
+        """Replace the rollout's log-probs by the learner's own, and weight decisions of an older policy `version`."""
+        then, now = batch.old_log_prob, torch.empty_like(batch.old_log_prob)
+        with torch.set_grad_enabled(self.compute.compile):  # compiled graphs with and without gradients round otherwise
+            for rows in parts:
+                part = self._to_device(batch.rows(rows))
+                with self.compute.autocast(self.device):
+                    scored = self.scorer.evaluate(part.features, part.trace, part.starts, part.memory)
+                now[rows] = scored.log_prob.detach().float().cpu()
+        batch.old_log_prob = now
+        gap = ((then - now).abs() * (batch.active & batch.valid[..., None])).max()
+        metrics = {"loss/rollout_log_prob_gap": float(gap)}
+        if version != self.iteration:
+            batch.weight = lag_weight(now, then, batch.active, LAG_CAP)
+            metrics["loss/lag_weight"] = float(batch.weight[batch.valid].mean()) if batch.valid.any() else 1.0
+        return metrics
 
     def _minibatches(self, batch: Batch) -> list[Tensor]:
         n = batch.valid.shape[0]
@@ -219,7 +249,7 @@ class Learner:
                 "Lower algo.lr, or check rewards and observations for values that are not finite"
             )
         for group in self.optimizer.param_groups:
-            if group["params"][0].grad is not None:
+            if any(p.grad is not None for p in group["params"]):
                 group["steps"] += 1
                 warm = min(1.0, group["steps"] / max(1, self.algo.lr_warmup))
                 scale = self.lr_scale if group["critic"] else self.lr_scale * self.kl_scale

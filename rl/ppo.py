@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pretrained.types import Metrics, Policy
+from pretrained.types import Metrics
+from rl.compute import Scorer
 from rl.losses import clip_range, log_ratio, masked_mean, policy_loss, value_loss
 from rl.types import Batch
 
@@ -80,7 +81,7 @@ class Ppo:
                 return stage
         return self.stages[-1]
 
-    def loss(self, policy: Policy, batch: Batch, stage: Stage) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Scorer, batch: Batch, stage: Stage) -> tuple[Tensor, Metrics]:
         """Total loss of a minibatch and what to log."""
         spec = policy.spec
         links = self._pick_links(batch.active)

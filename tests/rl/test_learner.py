@@ -125,12 +125,14 @@ def test_decisions_of_an_older_policy_are_weighted() -> None:
     one = learner(policy, lr=1e-3)
     segment = make_segment(policy)
     assert "loss/lag_weight" not in one.update(segment)
-    batch, metrics = one._targets(segment)  # of version 0, while the learner is at 1
+    batch, _ = one._targets(segment)
+    metrics = one._rescore(batch, one._minibatches(batch), 0)  # of version 0, while the learner is at 1
     expected = (log_probs(policy, segment) - segment.log_prob).sum(-1).exp().clamp(max=2.0)
     torch.testing.assert_close(batch.weight.flatten(), expected.flatten(), atol=1e-4, rtol=1e-3)
     assert float((expected - 1).abs().max()) > 0.01
     assert metrics["loss/lag_weight"] == pytest.approx(float(expected.mean()), rel=1e-3)
-    fresh, metrics = one._targets(replace(segment, version=1))
+    fresh, _ = one._targets(segment)
+    metrics = one._rescore(fresh, one._minibatches(fresh), 1)
     assert bool((fresh.weight == 1).all())
     assert "loss/lag_weight" not in metrics
 
