@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -29,12 +29,14 @@ from envs.libero_assets import (
     find_assets,
     language,
     package_folder,
-    read_init_states,
     suite_tasks,
     without_srgb,
 )
+from envs.libero_scene import Scene
+from envs.libero_states import suite_states
 from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
+from envs.settle import Settling
 from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
 # Steps after which published evaluations stop an episode.
@@ -79,13 +81,14 @@ class Libero:
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
         self._suite, self._quality, self._init, self._core = name, render_quality, init, core
-        self._settle, self._kept = int(settle_steps), max(1, int(kept_models))
+        self._settle, self._kept = Settling(steps=int(settle_steps), action=WAIT), max(1, int(kept_models))
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
         self._assets = without_srgb(assets) if strip_srgb else assets
-        self._state_size = max(_stored_states(name, task).shape[1] for task in tasks)
-        self._scenes: OrderedDict[str, _Scene] = OrderedDict()
-        self._scene: Optional[_Scene] = None
+        self._states = suite_states(name)
+        self._state_size = max(states.shape[1] for states in self._states.values())
+        self._scenes: OrderedDict[str, Scene] = OrderedDict()
+        self._scene: Optional[Scene] = None
         self._closed = self._running = False
         self._steps = 0
         first = self._load(tasks[0])
@@ -114,12 +117,11 @@ class Libero:
         scene = self._scene = self._load(task)
         _place(scene.arm, int(seed))
         if self._init == "bundled":
-            states = _stored_states(self._suite, task)
+            states = self._states[task]
             scene.arm.set_state(states[int(seed) % len(states)])
             scene.post_process()  # for example a stove that is on looks so
         scene.begin()
-        for _ in range(self._settle):
-            scene.arm.step(WAIT, observe=scene.look, observe_after=self._observe_after(scene))
+        self._settle(scene.arm, task, observe=scene.look, observe_after=self._observe_after(scene))
         scene.start()
         self._running, self._steps = True, 0
         return self._observe(scene, success=None, render=True)
@@ -156,7 +158,7 @@ class Libero:
         if self._closed:
             raise EnvError(f"{self.spec.env_id}: the environment is closed; make a new one")
 
-    def _observe_after(self, scene: _Scene) -> int:
+    def _observe_after(self, scene: Scene) -> int:
         """The substep at which the stock environment samples: loading a stored state shifts its clock by one."""
         return scene.arm.substeps - 1 if self._init == "bundled" else 0
 
@@ -172,7 +174,7 @@ class Libero:
             f"for example '{near}'"
         )
 
-    def _load(self, task: str) -> _Scene:
+    def _load(self, task: str) -> Scene:
         """The compiled scene of a task; the one unused for longest makes room."""
         if task not in self._scenes:
             while len(self._scenes) >= self._kept:
@@ -181,17 +183,17 @@ class Libero:
             with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
                 env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
             arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
-            self._scenes[task] = _Scene(env, arm, language(task))
+            self._scenes[task] = Scene(env, arm, language(task))
         self._scenes.move_to_end(task)
         return self._scenes[task]
 
-    def _observe(self, scene: _Scene, *, success: Optional[bool], render: bool) -> Observation:
+    def _observe(self, scene: Scene, *, success: Optional[bool], render: bool) -> Observation:
         privileged = self._privileged(scene, success=success)
         proprio = np.concatenate([privileged[key] for key in ("eef_pos", "eef_quat", "gripper_qpos")])
         images = scene.render() if render else {}
         return Observation(images, proprio.astype(np.float32), scene.instruction, privileged)
 
-    def _privileged(self, scene: _Scene, *, success: Optional[bool]) -> Dict[str, np.ndarray]:
+    def _privileged(self, scene: Scene, *, success: Optional[bool]) -> Dict[str, np.ndarray]:
         out = dict(scene.robot)
         out.update(scene.read(success=success))
         state = scene.arm.state()
@@ -199,116 +201,6 @@ class Libero:
         out["state"][: len(state)] = state
         out["state_size"] = np.array([float(len(state))])
         return out
-
-
-class _Scene:
-    """A compiled task: its simulator, what the stock environment would have observed, its goal and progress."""
-
-    # What rendering and the robot's observations read, as MuJoCo's data has it.
-    SEEN = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
-            "xpos", "xmat")  # fmt: skip
-
-    def __init__(self, env: Any, arm: Arm, instruction: str) -> None:
-        self.arm, self.instruction, self._env = arm, instruction, env
-        self._goals: List[List[str]] = env.parsed_problem["goal_state"]
-        self._live = [getattr(arm.data, name) for name in self.SEEN]
-        self._seen = [array.copy() for array in self._live]
-        self.robot = arm.robot_state()
-        self._geoms: Dict[str, Tuple[str, ...]] = {}
-        self._starts: Dict[str, Tuple[float, float]] = {}
-
-    def look(self) -> None:
-        """Take the observation now; the simulation may go on before it is asked for."""
-        for seen, live in zip(self._seen, self._live):
-            np.copyto(seen, live)
-        self.robot = self.arm.robot_state()
-
-    def begin(self) -> None:
-        """Observe the state that was just loaded."""
-        self.look()
-        self.start()
-
-    def start(self) -> None:
-        """Remember where things are, for `progress`: height, and distance to the goal, of what each goal moves."""
-        self._starts = {}
-        for goal in self._goals:
-            low, high = self._box(goal[1])
-            self._starts[str(goal)] = (float(low[2]), float(np.linalg.norm(((low + high) / 2 - self._place(goal))[:2])))
-
-    def post_process(self) -> None:
-        """Let the benchmark adjust what depends on the state just loaded."""
-        self._env._post_process()
-
-    def render(self) -> Dict[str, np.ndarray]:
-        """Images of the moment last looked at."""
-        now = [array.copy() for array in self._live]
-        try:
-            for seen, live in zip(self._seen, self._live):
-                np.copyto(live, seen)
-            return self.arm.render()
-        finally:
-            for array, live in zip(now, self._live):
-                np.copyto(live, array)
-
-    def read(self, *, success: Optional[bool]) -> Dict[str, np.ndarray]:
-        """Privileged entries about the first goal that does not hold yet (the last one if all do).
-
-        `success` is None if nobody has looked yet.
-        """
-        if success is not None and len(self._goals) == 1:  # the reward has just asked this
-            done = [success]
-        else:
-            done = [bool(self._env._eval_predicate(goal)) for goal in self._goals]
-        goal = self._goals[done.index(False)] if False in done else self._goals[-1]
-        low, high = self._box(goal[1])
-        goal_low, goal_high = self._box(self._container(goal))
-        place = self._place(goal)
-        part = 0.0 if all(done) else self._part(goal, low, high, place)
-        return {
-            "target_low": low,
-            "target_high": high,
-            "goal_pos": place,
-            "goal_low": goal_low,
-            "goal_high": goal_high,
-            "progress": np.array([1.0 if success else (sum(done) + part) / len(done)]),
-        }
-
-    def _part(self, goal: Sequence[str], low: np.ndarray, high: np.ndarray, place: np.ndarray) -> float:
-        """A potential in [0, 0.9] for one goal: reach, lift, carry. Goals about doors and knobs count the reach."""
-        centre = (low + high) / 2
-        reach = 1.0 - float(np.tanh(5.0 * np.linalg.norm(centre - self.robot["eef_pos"])))
-        if len(goal) < 3:
-            return 0.3 * reach
-        height, distance = self._starts[str(goal)]
-        over = max(1.0 - float(np.linalg.norm((centre - place)[:2])) / max(distance, 1e-6), 0.0)
-        lifted = min(max(float(low[2] - height) / 0.08, 0.0), 1.0)
-        return 0.2 * reach + 0.3 * max(lifted, over) + 0.4 * over  # over the goal it has to come down again
-
-    def _place(self, goal: Sequence[str]) -> np.ndarray:
-        """Where the thing has to go: the centre of the region or object that the goal names last."""
-        name, env = goal[-1], self._env
-        if name in env.object_sites_dict:
-            return np.array(env.sim.data.get_site_xpos(name))
-        return np.array(env.sim.data.body_xpos[env.obj_body_id[name]])
-
-    def _container(self, goal: Sequence[str]) -> str:
-        """The object that the goal's region belongs to, or the region itself."""
-        site = self._env.object_sites_dict.get(goal[-1])
-        parent = getattr(site, "parent_name", None)
-        return str(parent) if parent in self._env.obj_body_id else goal[-1]
-
-    def _box(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
-        """World-axis box of an object's collision shapes; a point for regions and for objects without any."""
-        env = self._env
-        if name in env.object_sites_dict:
-            point = np.array(env.sim.data.get_site_xpos(name))
-            return point, point.copy()
-        if name not in self._geoms:
-            self._geoms[name] = tuple(getattr(env.get_object(name), "contact_geoms", None) or ())
-        if self._geoms[name]:
-            return self.arm.bounds(self._geoms[name])
-        point = np.array(env.sim.data.body_xpos[env.obj_body_id[name]])
-        return point, point.copy()
 
 
 def _place(arm: Arm, seed: int) -> None:
@@ -320,10 +212,6 @@ def _place(arm: Arm, seed: int) -> None:
             arm.reset(seed + attempt * 1_000_003)
             return
     raise EnvError(f"no free placement of the objects found in {PLACEMENT_TRIES} draws for seed {seed}; take another")
-
-
-def _stored_states(suite: str, task: str) -> np.ndarray:
-    return read_init_states(package_folder() / "init_files" / suite / f"{task}.pruned_init")
 
 
 @contextlib.contextmanager

@@ -46,12 +46,18 @@ def visuals_for(quality: str, cameras: Mapping[str, Tuple[int, int]]) -> str:
 
 @contextlib.contextmanager
 def compiled_scenes(sim: str, visuals: str) -> Iterator[None]:
-    """While open, robosuite's scenes come from the cache. Nothing in the installed package is changed."""
+    """While open, robosuite's scenes come from the cache. Nothing in the installed package is changed.
+
+    What the scene's text says about the bodies' poses is kept as `compiled_poses`: resets move fixtures.
+    """
     simulation = importlib.import_module("robosuite.utils.binding_utils").MjSim
     stock = simulation.__dict__["from_xml_string"]
 
     def from_xml_string(cls: Any, xml: str) -> Any:
-        return cls(load_scene(xml, sim=sim, visuals=visuals))
+        model = load_scene(xml, sim=sim, visuals=visuals)
+        made = cls(model)
+        made.compiled_poses = model.body_pos.copy(), model.body_quat.copy()
+        return made
 
     simulation.from_xml_string = classmethod(from_xml_string)
     try:

@@ -6,7 +6,6 @@ nothing in the installed package is changed and no file is written there.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import io
@@ -14,6 +13,7 @@ import logging
 import os
 import random
 import sys
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -21,47 +21,10 @@ import numpy as np
 from envs.contacts import ContactTest
 from envs.models import visuals_for
 from envs.osc import CORES, Core
+from envs.render import CameraRenderer, camera_id, choose_gl, gl_module
 from envs.types import EnvError
 
-GL_PACKAGES = "libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
-_GL_MODULES = {"osmesa": "mujoco.osmesa", "egl": "mujoco.egl"}  # everything else is a window system: mujoco.glfw
 _XYZW = np.array([1, 2, 3, 0])
-_contexts: Dict[str, Any] = {}  # the process's one OpenGL context, once it is open
-
-
-def choose_gl() -> str:
-    """Return the OpenGL back end in use; software rendering (osmesa) unless MUJOCO_GL says otherwise."""
-    return os.environ.setdefault("MUJOCO_GL", "osmesa").lower().strip()
-
-
-def _gl_missing(backend: str, cause: BaseException) -> EnvError:
-    fix = f"expected its system libraries: apt-get install -y --no-install-recommends {GL_PACKAGES}"
-    if backend not in _GL_MODULES:
-        fix = f"expected 'osmesa' or 'egl'; others need a display (DISPLAY is '{os.environ.get('DISPLAY', '')}')"
-        fix += ": set MUJOCO_GL=osmesa"
-    return EnvError(
-        f"offscreen rendering with MUJOCO_GL={backend} is not possible ({type(cause).__name__}: {cause}); {fix}"
-    )
-
-
-def _gl_module(backend: str) -> Any:
-    try:
-        return importlib.import_module(_GL_MODULES.get(backend, "mujoco.glfw"))
-    except Exception as e:  # PyOpenGL raises ImportError, AttributeError or OSError, depending on what is missing
-        raise _gl_missing(backend, e) from e
-
-
-def _gl_context() -> Any:
-    """Open, once per process, the offscreen context that all renderers of this process share."""
-    backend = choose_gl()
-    if "gl" not in _contexts:
-        module = _gl_module(backend)
-        try:
-            _contexts["gl"] = module.GLContext(640, 480)
-        except Exception as e:
-            raise _gl_missing(backend, e) from e
-        atexit.register(_contexts["gl"].free)
-    return _contexts["gl"]
 
 
 def import_robosuite() -> Any:
@@ -69,7 +32,7 @@ def import_robosuite() -> Any:
     if "robosuite" in sys.modules:
         return sys.modules["robosuite"]
     backend = choose_gl()
-    _gl_module(backend)  # robosuite imports it too, but fails with a message that helps nobody
+    gl_module(backend)  # robosuite imports it too, but fails with a message that helps nobody
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     file_handler = logging.FileHandler
     logging.FileHandler = lambda *args, **kwargs: logging.NullHandler()  # type: ignore[misc,assignment]
@@ -100,8 +63,8 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(python_state)
 
 
-def _nothing() -> None:
-    """Stands in for `sim.forward` while a single forward pass per substep is enough."""
+def _nothing(**_: Any) -> None:
+    """Stands in for what need not be done: `sim.forward` while a single forward pass per substep is enough."""
 
 
 def _only(value: Any) -> Any:
@@ -109,73 +72,15 @@ def _only(value: Any) -> Any:
     return next(iter(value.values())) if isinstance(value, Mapping) else value
 
 
-class CameraRenderer:
-    """Renders named cameras of one MuJoCo model. Images are RGB with row 0 on top."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A running episode between two control steps."""
 
-    def __init__(self, model: Any, *, cameras: Mapping[str, Tuple[int, int]], quality: str = "exact"):
-        import mujoco
-
-        self._mujoco = mujoco
-        self._ids = {name: _camera_id(model, name) for name in cameras}
-        self._sizes = {name: (int(size[0]), int(size[1])) for name, size in cameras.items()}
-        self._gl = _gl_context()
-        self._gl.make_current()
-        self._model = model
-        self._scene = mujoco.MjvScene(model, maxgeom=1000)
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision shapes
-        self._option.geomgroup[1] = 1  # what is meant to be seen
-        self._perturb = mujoco.MjvPerturb()
-        model.vis.global_.offheight = max([model.vis.global_.offheight] + [y for y, _ in self._sizes.values()])
-        model.vis.global_.offwidth = max([model.vis.global_.offwidth] + [x for _, x in self._sizes.values()])
-        stored = model.vis.quality.offsamples, model.vis.quality.shadowsize
-        if quality != "exact":
-            model.vis.quality.offsamples = 0
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-            model.vis.quality.shadowsize = 0  # the map would take 64 MB and never be looked at
-        try:
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-        except mujoco.FatalError as e:  # a window system without a display is noticed only here
-            raise _gl_missing(choose_gl(), e) from e
-        model.vis.quality.offsamples, model.vis.quality.shadowsize = stored
-        self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
-
-    def render(self, data: Any) -> Dict[str, np.ndarray]:
-        """Images of all cameras at the poses that `data` holds now; new arrays each time."""
-        mujoco = self._mujoco
-        self._gl.make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer may have its own
-        images = {}
-        for name, (y, x) in self._sizes.items():
-            self._camera.fixedcamid = self._ids[name]
-            mujoco.mjv_updateScene(
-                self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-            )
-            view = mujoco.MjrRect(0, 0, x, y)
-            mujoco.mjr_render(view, self._scene, self._context)
-            mujoco.mjr_readPixels(self._buffers[name], None, view, self._context)
-            images[name] = np.ascontiguousarray(self._buffers[name][::-1])  # OpenGL's row 0 is the bottom one
-        return images
-
-    def close(self) -> None:
-        """Free the textures and buffers; the process's OpenGL context stays open."""
-        if self._context is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._context = None
-
-
-def _camera_id(model: Any, name: str) -> int:
-    import mujoco
-
-    found = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
-    if found < 0:
-        known = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
-        raise EnvError(f"there is no camera '{name}'; this scene has {', '.join(str(n) for n in known)}")
-    return found
+    integration: np.ndarray  # MuJoCo's mjSTATE_INTEGRATION
+    sensors: np.ndarray  # the first physics step of the next control step reads them as they are now
+    memory: bytes  # of the core
+    timestep: int  # robosuite's count of control steps
+    cur_time: float  # and its clock, s
 
 
 class Arm:
@@ -208,13 +113,16 @@ class Arm:
         self._cameras = dict(cameras)
         self._quality = quality
         self._single_forward = single_forward
-        # A reset runs the constraint solver three times on a scene that has not settled, for accelerations that nobody
-        # reads. From MuJoCo 3.8 on that leaves no trace in what follows (before, it warmed the solver up).
+        # A reset looks for contacts and runs the constraint solver four times on a scene in which nothing lies where it
+        # should (a thousand contacts). From MuJoCo 3.8 on that leaves no trace in what follows (before, it warmed the
+        # solver up).
         self._light_reset = single_forward and _version(mujoco) >= (3, 8)
+        bits = mujoco.mjtDisableBit
+        self._skipped = int(bits.mjDSBL_CONTACT) | int(bits.mjDSBL_CONSTRAINT) | int(bits.mjDSBL_SENSOR)
         self._renderer: Optional[CameraRenderer] = None
         self._bind()
         for name in self._cameras:
-            _camera_id(self.model, name)  # a wrong name is refused here, not at the first image
+            camera_id(self.model, name)  # a wrong name is refused here, not at the first image
 
     def _bind(self) -> None:
         """Look up what belongs to the present model; a hard reset makes a new one."""
@@ -223,6 +131,12 @@ class Arm:
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self._boxes: Dict[Tuple[str, ...], Tuple[np.ndarray, ...]] = {}
         self.substeps = int(env.control_timestep / env.model_timestep)
+        # Samplers place some things relative to fixtures, before these are moved: hard resets have them where they were
+        # compiled.
+        self._poses = getattr(env.sim, "compiled_poses", None) or (
+            self.model.body_pos.copy(),
+            self.model.body_quat.copy(),
+        )
         self._core = Core(env) if self._core_name == "fast" else None
         if self._core is not None:
             env.check_contact = ContactTest(self.model, self.data, env.sim.model._geom_name2id)
@@ -241,19 +155,34 @@ class Arm:
             gripper.current_action = np.zeros_like(gripper.current_action)
         if isinstance(getattr(env, "rng", None), np.random.Generator):  # robosuite 1.5; its samplers share the object
             env.rng.bit_generator.state = np.random.default_rng(seed % 2**32).bit_generator.state
-        if self._light_reset:
-            env.sim.forward = self._place  # an instance attribute hides the method
-        try:
-            with seeded(seed):
-                env.reset()
-        finally:
-            env.sim.__dict__.pop("forward", None)
+        self.model.body_pos[:], self.model.body_quat[:] = self._poses
+        with seeded(seed), self._light():
+            env.reset()
         if env.sim.model._model is not self.model:
             self._bind()
+        if self._light_reset:
+            self._mujoco.mj_step1(self.model, self.data)
         self.check()
 
+    @contextlib.contextmanager
+    def _light(self) -> Iterator[None]:
+        """While open, a reset computes where things are and the robot's inertia, and nothing else."""
+        if not self._light_reset:
+            yield
+            return
+        env, options = self.env, self.model.opt
+        flags = options.disableflags
+        env.sim.forward = self._place  # instance attributes hide the methods
+        env.model.generate_id_mappings = _nothing  # the model is the same, and so are its numbers
+        options.disableflags = flags | self._skipped
+        try:
+            yield
+        finally:
+            options.disableflags = flags
+            env.sim.__dict__.pop("forward", None)
+            env.model.__dict__.pop("generate_id_mappings", None)
+
     def _place(self) -> None:
-        """Stands in for `sim.forward` during a reset: all of it but the accelerations and constraint forces."""
         self._mujoco.mj_step1(self.env.sim.model._model, self.env.sim.data._data)
 
     def step(
@@ -356,8 +285,38 @@ class Arm:
         self.data.time = float(state[0])
         self.data.qpos[:] = state[1 : 1 + self.model.nq]
         self.data.qvel[:] = state[1 + self.model.nq :]
-        self.env.sim.forward()
+        (self._mujoco.mj_step1 if self._light_reset else self._mujoco.mj_forward)(self.model, self.data)
         self.check()
+
+    def start(self) -> Optional[bytes]:
+        """Just after a reset: all that what follows depends on, but actions. None if `core: stock` steps."""
+        if self._core is None:
+            return None
+        moved = self._integration(), self.model.body_pos, self.model.body_quat
+        return b"".join(part.tobytes() for part in moved) + self._core.start()
+
+    def snapshot(self) -> Snapshot:
+        """Between two control steps of `core: fast`: what `resume` needs."""
+        assert self._core is not None
+        return Snapshot(
+            self._integration(), self.data.sensordata.copy(), self._core.memory(), self.env.timestep, self.env.cur_time
+        )
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on, after a reset, from where `snapshot` was taken; poses and contacts come with the next step."""
+        assert self._core is not None
+        kind = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        self._mujoco.mj_setState(self.model, self.data, snapshot.integration, kind)
+        self.data.sensordata[:] = snapshot.sensors
+        self._core.recall(snapshot.memory, snapshot.timestep)
+        self.env.timestep, self.env.cur_time = snapshot.timestep, snapshot.cur_time
+
+    def _integration(self) -> np.ndarray:
+        """All of MuJoCo's state from which it goes on to the same bits."""
+        kind = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        found = np.empty(self._mujoco.mj_stateSize(self.model, kind))
+        self._mujoco.mj_getState(self.model, self.data, found, kind)
+        return found
 
     def _close_renderer(self) -> None:
         if self._renderer is not None:

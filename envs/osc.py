@@ -237,6 +237,28 @@ class Core:
         self._store()
         return status == 0
 
+    def start(self) -> bytes:
+        """All that the first control step after a reset takes from controller and gripper."""
+        c = self._robot.controller
+        goals = [getattr(c, attribute) for attribute, _ in GOALS[c.name] if getattr(c, attribute) is not None]
+        known = [getattr(c, name) for name in UPDATED] if not c.new_update else []
+        fingers = np.broadcast_to(self._robot.gripper.current_action, (2,))  # one number before the first step
+        parts = [c.initial_joint, fingers, *goals, *known]
+        return b"".join(np.asarray(part, np.float64).tobytes() for part in parts)
+
+    def memory(self) -> bytes:
+        """All that controller, gripper and the robot's buffers carry from the control step just made into the next."""
+        return self._bytes.tobytes()
+
+    def recall(self, memory: bytes, steps: int) -> None:
+        """After a reset, leave everything as it was when `memory` was taken, `steps` control steps into an episode."""
+        if self._robot.controller is not self._controller:
+            self._attach()
+        self._bytes[:] = np.frombuffer(memory, np.uint8)
+        self._store()
+        ring = self._robot.recent_ee_vel_buffer
+        ring._size = min(steps, len(ring.buf))
+
     def _attach(self) -> None:
         """Read what is constant during an episode, and all that the controller remembers."""
         env, robot, s = self._env, self._robot, self._setup

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import libero_assets
+from envs import libero_assets, libero_states
 from envs.libero_assets import LANDMARKS, find_assets, language, read_init_states, unpack, without_srgb
 from envs.types import EnvError
 
@@ -152,6 +152,41 @@ def test_stored_states_are_read_exactly(tmp_path):
     states = np.random.default_rng(0).standard_normal((5, 7))
     path = state_file(tmp_path / "a.pruned_init", pickle.dumps(states, protocol=2))
     assert np.array_equal(read_init_states(path), states)
+
+
+def test_a_suites_states_are_kept_in_one_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TEMPER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(libero_states, "package_folder", lambda: tmp_path)
+    monkeypatch.setattr(libero_states, "suite_tasks", lambda suite: ("lift", "push"))
+    folder = tmp_path / "init_files" / "libero_goal"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    states = {task: rng.standard_normal((5, size)) for task, size in (("lift", 7), ("push", 9))}
+
+    def write() -> None:
+        for task, rows in states.items():
+            state_file(folder / f"{task}.pruned_init", pickle.dumps(rows, protocol=2))
+
+    def same() -> bool:
+        found = libero_states.suite_states("libero_goal")
+        return list(found) == list(states) and all(np.array_equal(found[task], states[task]) for task in states)
+
+    write()
+    assert same()
+    (path,) = (tmp_path / "cache" / "libero-states").iterdir()
+    with monkeypatch.context() as once:
+        once.setattr(libero_states, "read_init_states", lambda file: pytest.fail(f"{file} was read again"))
+        assert same()
+    path.write_bytes(path.read_bytes()[:-50])
+    with caplog.at_level("WARNING", "envs.libero_states"):
+        assert same()
+    assert "damaged" in caplog.text
+    states["lift"] += 1  # another version of the package
+    write()
+    assert same()
+    assert len(list(path.parent.iterdir())) == 2
+    monkeypatch.setenv("TEMPER_CACHE", str(path))  # no folder: nothing can be kept
+    assert same()
 
 
 class Evil:

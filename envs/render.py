@@ -1,0 +1,122 @@
+"""Pictures of a MuJoCo scene without a display: the OpenGL context of a process, and cameras that share it."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+from typing import Any, Dict, Mapping, Tuple
+
+import numpy as np
+
+from envs.types import EnvError
+
+GL_PACKAGES = "libosmesa6 libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
+_GL_MODULES = {"osmesa": "mujoco.osmesa", "egl": "mujoco.egl"}  # everything else is a window system: mujoco.glfw
+_contexts: Dict[str, Any] = {}  # the process's one OpenGL context, once it is open
+
+
+def choose_gl() -> str:
+    """Return the OpenGL back end in use; software rendering (osmesa) unless MUJOCO_GL says otherwise."""
+    return os.environ.setdefault("MUJOCO_GL", "osmesa").lower().strip()
+
+
+def _gl_missing(backend: str, cause: BaseException) -> EnvError:
+    fix = f"expected its system libraries: apt-get install -y --no-install-recommends {GL_PACKAGES}"
+    if backend not in _GL_MODULES:
+        fix = f"expected 'osmesa' or 'egl'; others need a display (DISPLAY is '{os.environ.get('DISPLAY', '')}')"
+        fix += ": set MUJOCO_GL=osmesa"
+    return EnvError(
+        f"offscreen rendering with MUJOCO_GL={backend} is not possible ({type(cause).__name__}: {cause}); {fix}"
+    )
+
+
+def gl_module(backend: str) -> Any:
+    """MuJoCo's module for an OpenGL back end; EnvError if its system libraries are missing."""
+    try:
+        return importlib.import_module(_GL_MODULES.get(backend, "mujoco.glfw"))
+    except Exception as e:  # PyOpenGL raises ImportError, AttributeError or OSError, depending on what is missing
+        raise _gl_missing(backend, e) from e
+
+
+def _gl_context() -> Any:
+    """Open, once per process, the offscreen context that all renderers of this process share."""
+    backend = choose_gl()
+    if "gl" not in _contexts:
+        module = gl_module(backend)
+        try:
+            _contexts["gl"] = module.GLContext(640, 480)
+        except Exception as e:
+            raise _gl_missing(backend, e) from e
+        atexit.register(_contexts["gl"].free)
+    return _contexts["gl"]
+
+
+class CameraRenderer:
+    """Renders named cameras of one MuJoCo model. Images are RGB with row 0 on top."""
+
+    def __init__(self, model: Any, *, cameras: Mapping[str, Tuple[int, int]], quality: str = "exact"):
+        import mujoco
+
+        self._mujoco = mujoco
+        self._ids = {name: camera_id(model, name) for name in cameras}
+        self._sizes = {name: (int(size[0]), int(size[1])) for name, size in cameras.items()}
+        self._gl = _gl_context()
+        self._gl.make_current()
+        self._model = model
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0] = 0  # collision shapes
+        self._option.geomgroup[1] = 1  # what is meant to be seen
+        self._perturb = mujoco.MjvPerturb()
+        model.vis.global_.offheight = max([model.vis.global_.offheight] + [y for y, _ in self._sizes.values()])
+        model.vis.global_.offwidth = max([model.vis.global_.offwidth] + [x for _, x in self._sizes.values()])
+        stored = model.vis.quality.offsamples, model.vis.quality.shadowsize
+        if quality != "exact":
+            model.vis.quality.offsamples = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            model.vis.quality.shadowsize = 0  # the map would take 64 MB and never be looked at
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except mujoco.FatalError as e:  # a window system without a display is noticed only here
+            raise _gl_missing(choose_gl(), e) from e
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = stored
+        self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
+
+    def render(self, data: Any) -> Dict[str, np.ndarray]:
+        """Images of all cameras at the poses that `data` holds now; new arrays each time."""
+        mujoco = self._mujoco
+        self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer may have its own
+        images = {}
+        for name, (y, x) in self._sizes.items():
+            self._camera.fixedcamid = self._ids[name]
+            mujoco.mjv_updateScene(
+                self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            )
+            view = mujoco.MjrRect(0, 0, x, y)
+            mujoco.mjr_render(view, self._scene, self._context)
+            mujoco.mjr_readPixels(self._buffers[name], None, view, self._context)
+            images[name] = np.ascontiguousarray(self._buffers[name][::-1])  # OpenGL's row 0 is the bottom one
+        return images
+
+    def close(self) -> None:
+        """Free the textures and buffers; the process's OpenGL context stays open."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._context = None
+
+
+def camera_id(model: Any, name: str) -> int:
+    """The number of a camera; EnvError, with the cameras that there are, if the model has none of this name."""
+    import mujoco
+
+    found = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+    if found < 0:
+        known = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
+        raise EnvError(f"there is no camera '{name}'; this scene has {', '.join(str(n) for n in known)}")
+    return found
