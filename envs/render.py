@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
+import math
 import os
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import numpy as np
 
@@ -84,6 +86,7 @@ class CameraRenderer:
         except mujoco.FatalError as e:  # a window system without a display is noticed only here
             raise _gl_missing(choose_gl(), e) from e
         model.vis.quality.offsamples, model.vis.quality.shadowsize = stored
+        self._cull = Culling(model) if self._alone(quality) else None
         self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
 
     def render(self, data: Any) -> Dict[str, np.ndarray]:
@@ -94,14 +97,30 @@ class CameraRenderer:
         images = {}
         for name, (y, x) in self._sizes.items():
             self._camera.fixedcamid = self._ids[name]
-            mujoco.mjv_updateScene(
-                self._model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-            )
+            with self._cull(data, self._ids[name], x / y) if self._cull else contextlib.nullcontext():
+                mujoco.mjv_updateScene(
+                    self._model,
+                    data,
+                    self._option,
+                    self._perturb,
+                    self._camera,
+                    mujoco.mjtCatBit.mjCAT_ALL,
+                    self._scene,
+                )
             view = mujoco.MjrRect(0, 0, x, y)
             mujoco.mjr_render(view, self._scene, self._context)
             mujoco.mjr_readPixels(self._buffers[name], None, view, self._context)
             images[name] = np.ascontiguousarray(self._buffers[name][::-1])  # OpenGL's row 0 is the bottom one
         return images
+
+    def _alone(self, quality: str) -> bool:
+        """Whether a shape outside of the picture leaves no trace in it: no shadow and no mirror image."""
+        if quality != "exact":
+            return True
+        model, kinds = self._model, self._mujoco.mjtGeom
+        shiny = np.append(model.mat_reflectance, 0.0)[model.geom_matid] > 0  # -1 stands for no material
+        mirrors = shiny & np.isin(model.geom_type, [int(kinds.mjGEOM_PLANE), int(kinds.mjGEOM_BOX)])  # no others can be
+        return not (model.light_castshadow.any() or mirrors.any())
 
     def close(self) -> None:
         """Free the textures and buffers; the process's OpenGL context stays open."""
@@ -109,6 +128,51 @@ class CameraRenderer:
             self._gl.make_current()
             self._context.free()
             self._context = None
+
+
+class Culling:
+    """Leaves shapes that a camera cannot see out of its scene: MuJoCo draws all, and vertices are most of the work."""
+
+    HIDDEN = 5  # a group of shapes that is not shown
+
+    def __init__(self, model: Any) -> None:
+        import mujoco
+
+        self._model = model
+        self._groups = model.geom_group.copy()
+        self._boxes = model.geom_aabb.reshape(-1, 2, 3).copy()  # centre and half sizes in the shape's own axes
+        self._endless = model.geom_type == int(mujoco.mjtGeom.mjGEOM_PLANE)
+        special = (model.cam_sensorsize != 0).any(axis=1) | (_projections(model) != 0)  # no plain field of view
+        self._plain = [not bool(camera) for camera in special]
+
+    @contextlib.contextmanager
+    def __call__(self, data: Any, camera: int, aspect: float) -> Iterator[None]:
+        """While open, the shapes outside of the camera's view are in a hidden group; physics reads no groups."""
+        if not self._plain[camera]:
+            yield
+            return
+        self._model.geom_group[~self.visible(data, camera, aspect)] = self.HIDDEN
+        try:
+            yield
+        finally:
+            self._model.geom_group[:] = self._groups
+
+    def visible(self, data: Any, camera: int, aspect: float) -> np.ndarray:
+        """bool [ngeom]: whether any part of a shape's box may be inside the pyramid that the camera sees."""
+        slope = math.tan(math.radians(float(self._model.cam_fovy[camera])) / 2)
+        sides = np.array(
+            [[1, 0, -slope * aspect], [-1, 0, -slope * aspect], [0, 1, -slope], [0, -1, -slope], [0, 0, -1]]
+        )
+        sides = sides / np.linalg.norm(sides, axis=1, keepdims=True) @ data.cam_xmat[camera].reshape(3, 3).T  # inwards
+        turns = data.geom_xmat.reshape(-1, 3, 3)
+        centres = data.geom_xpos + (turns @ self._boxes[:, 0, :, None])[..., 0] - data.cam_xpos[camera]
+        reach = np.einsum("gj,gjk->gk", self._boxes[:, 1], np.abs(turns.transpose(0, 2, 1) @ sides.T))
+        return (centres @ sides.T + reach > -1e-3).all(axis=1) | self._endless  # a millimetre, for rounding
+
+
+def _projections(model: Any) -> np.ndarray:
+    """int [ncam]: 0 for perspective. MuJoCo has renamed this."""
+    return np.asarray(model.cam_projection if hasattr(model, "cam_projection") else model.cam_orthographic)
 
 
 def camera_id(model: Any, name: str) -> int:
