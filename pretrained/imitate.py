@@ -66,6 +66,7 @@ class ImitateRun:
     align: str = "as_stored"
     drop_noops: bool = False
     in_memory: bool = True
+    names: Mapping[str, str] | None = None  # LeRobot datasets: what we call a camera or a number -> their feature
     device: str = ""  # "" takes CUDA if it is there
     threads: int = 0  # of torch; 0 leaves them
     resume: bool = True
@@ -117,7 +118,8 @@ class _Imitation:
         )
         spec = self.policy.spec
         demos = Demos(run.demos, env=self.env, horizon=spec.horizon, history=spec.history, align=run.align,
-                      drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory)  # fmt: skip
+                      drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory,
+                      names=run.names)  # fmt: skip
         self.train_set, self.val_set = demos.split(run.val_fraction, run.seed)
         if start is None:
             self.policy.fit_normalizers(self.train_set.all_actions(), self.train_set.all_proprio())

@@ -53,7 +53,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration, read; images stay on disk until `read_images`."""
+    """One demonstration, read; images stay on disk until `images`."""
 
     file: Path
     name: str  # demo_i
@@ -66,45 +66,24 @@ class Episode:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def images(self, camera: str) -> np.ndarray:
+        """uint8 [T, Y, X, 3], row 0 on top."""
+        with reading(self.file) as file:
+            frames = file["data"][self.name]["obs"][camera_key(camera)][()]
+        frames = frames[:, ::-1] if self.upside_down else frames
+        return np.ascontiguousarray(frames[self.rows])
+
 
 def camera_key(camera: str) -> str:
     """The dataset name of a camera."""
     return CAMERA_KEYS.get(camera, f"{camera}_rgb")
 
 
-def resolve(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files behind files and folders, in order. Raises ValueError listing what is on disk if there is none."""
-    files: list[Path] = []
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(path)
-        if path.is_dir():
-            inside = sorted(path.glob("*.hdf5"))
-            if not inside:
-                raise ValueError(
-                    f"{path} holds no *.hdf5 file; expected demonstrations there: make some with 'collect'"
-                )
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            near = next(p for p in path.absolute().parents if p.is_dir())
-            there = sorted(str(p.relative_to(near)) for p in near.glob("*.hdf5"))[:12]
-            unfinished = path.with_name(path.name + ".parts").is_dir()
-            hint = "its collection was not finished: run the same 'collect' again" if unfinished else "check the name"
-            raise ValueError(f"demonstrations {path} do not exist; {near} holds {there or 'no *.hdf5 file'}; {hint}")
-    if not files:
-        raise ValueError("no demonstrations were named; expected at least one HDF5 file or folder")
-    return files
-
-
-def stored_spec(paths: str | Path | Sequence[str | Path]) -> EnvSpec | None:
-    """The environment of the demonstrations, if the files say it (ours do)."""
-    for path in resolve(paths):
-        with reading(path) as file:
-            text = file["data"].attrs.get("temper_env_spec")
-            if text is not None:
-                return EnvSpec.from_json(json.loads(text))
-    return None
+def stored_spec(path: Path) -> EnvSpec | None:
+    """The environment of the demonstrations, if the file says it (ours do)."""
+    with reading(path) as file:
+        text = file["data"].attrs.get("temper_env_spec")
+    return None if text is None else EnvSpec.from_json(json.loads(text))
 
 
 @contextmanager
@@ -151,14 +130,6 @@ def read_file(path: Path, *, env: EnvSpec, align: str = "as_stored", drop_noops:
             if len(keep):
                 episodes.append(Episode(path, name, rows, actions[keep], proprio[rows], text, convention == "opengl"))
     return episodes
-
-
-def read_images(episode: Episode, camera: str) -> np.ndarray:
-    """uint8 [T, Y, X, 3], row 0 on top."""
-    with reading(episode.file) as file:
-        frames = file["data"][episode.name]["obs"][camera_key(camera)][()]
-    frames = frames[:, ::-1] if episode.upside_down else frames
-    return np.ascontiguousarray(frames[episode.rows])
 
 
 def noops(actions: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Demonstrations as training windows: a short history of observations and the chunk of actions that followed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.types import EnvSpec
-from pretrained.demos.libero import Episode, read_file, read_images, resolve
+from pretrained.demos.files import Episode, read_episodes
 from pretrained.types import DemoBatch, ObsBatch
 
 
@@ -30,10 +30,9 @@ class Demos:
         drop_noops: bool = False,
         max_demos: int | None = None,
         in_memory: bool = True,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        episodes: list[Episode] = []
-        for file in resolve(paths):
-            episodes += read_file(file, env=env, align=align, drop_noops=drop_noops)
+        episodes: list[Episode] = read_episodes(paths, env=env, align=align, drop_noops=drop_noops, names=names)
         if not episodes:
             raise ValueError(f"{paths} hold no usable demonstration; collect some, or keep the no-operation steps")
         if max_demos is not None:
@@ -108,7 +107,7 @@ class Demos:
         owner = self._episode[steps[:, -1]]
         for i in np.unique(owner):
             rows = owner == i
-            out[rows] = read_images(self.episodes[i], camera)[steps[rows] - self._first[steps[rows, -1]][:, None]]
+            out[rows] = self.episodes[i].images(camera)[steps[rows] - self._first[steps[rows, -1]][:, None]]
         return out
 
     def _load(self, camera: str) -> np.ndarray:
@@ -117,7 +116,7 @@ class Demos:
             frames = np.empty((len(self._actions), *self.env.cameras[camera], 3), dtype=np.uint8)
             at = 0
             for episode in self.episodes:
-                frames[at : at + len(episode)] = read_images(episode, camera)
+                frames[at : at + len(episode)] = episode.images(camera)
                 at += len(episode)
             self._images[camera] = frames
         return self._images[camera]

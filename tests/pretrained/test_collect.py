@@ -12,7 +12,7 @@ from envs.types import EnvError
 from envs.vector import SimVector
 from pretrained.demos import Demos, stored_spec
 from pretrained.demos.collect import CollectRun, attempt_seed, collect
-from pretrained.demos.libero import DemoWriter, read_file, read_images
+from pretrained.demos.libero import DemoWriter, read_file
 
 SIM = {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 10}
 TOY = {"_target_": "envs.types.EnvConfig", "sim": SIM, "tasks": []}
@@ -56,7 +56,7 @@ def test_episodes_are_replayable(tmp_path):
         states = [file["data"][e.name]["states"][()] for e in episodes]
     assert sorted(tasks) == ["blue"] * 3 + ["red"] * 3
     for episode, task, seed, actions, state in zip(episodes, tasks, seeds, full, states, strict=True):
-        obs, images = toy.reset(task, seed), read_images(episode, "top")
+        obs, images = toy.reset(task, seed), episode.images("top")
         for t, action in enumerate(actions):
             np.testing.assert_array_equal(obs.images["top"], images[t])
             np.testing.assert_array_equal(obs.proprio, episode.proprio[t])

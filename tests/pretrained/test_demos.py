@@ -88,6 +88,14 @@ def test_windows_by_hand(tmp_path, in_memory):
     assert batch.obs.proprio[:, :, 1].tolist() == [[0, 0], [20, 30], [0, 10]]
 
 
+def test_names_are_for_other_datasets(tmp_path):
+    with pytest.raises(ValueError, match=r"names = .*'agentview'.* are for LeRobot datasets"):
+        Demos(written(tmp_path / "a.hdf5"), env=SPEC, horizon=1, names={"agentview": "observation.images.top"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither a .* file nor a LeRobot dataset"):
+        Demos(tmp_path / "empty", env=SPEC, horizon=1)
+
+
 def test_layout_is_liberos(tmp_path):
     path = written(tmp_path / "a.hdf5")
     with h5py.File(path) as file:
