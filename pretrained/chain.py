@@ -114,8 +114,8 @@ def score(
     return log_prob(link, x_next, execute), entropy(link, execute).mean(-1)
 
 
-def _flow_lesson(actions: Tensor, rng: torch.Generator, times: str) -> Lesson:
-    """Rectified flow (Liu et al. 2022): x_t = t a + (1 - t) e, answer a - e."""
+def flow_lesson(actions: Tensor, rng: torch.Generator, times: str, *, noise: Tensor | None = None) -> Lesson:
+    """Rectified flow (Liu et al. 2022): x_t = t a + (1 - t) e, answer a - e. `noise` e is drawn unless given."""
     u = rand((len(actions),), rng, actions.device)
     if times == "logit_normal":
         t = torch.sigmoid(randn((len(actions),), rng, actions.device))
@@ -123,7 +123,7 @@ def _flow_lesson(actions: Tensor, rng: torch.Generator, times: str) -> Lesson:
         t = 0.999 * (1 - u ** (2 / 3))
     else:
         t = u
-    noise = randn(actions.shape, rng, actions.device)
+    noise = randn(actions.shape, rng, actions.device) if noise is None else noise
     s = t[:, None, None]
     return Lesson(s * actions + (1 - s) * noise, t, actions - noise)
 
@@ -173,7 +173,7 @@ class FlowNoise:
 
     def lesson(self, actions: Tensor, rng: torch.Generator) -> Lesson:
         """Rectified flow."""
-        return _flow_lesson(actions, rng, self.times)
+        return flow_lesson(actions, rng, self.times)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Squared error."""
@@ -227,7 +227,7 @@ class FlowSde:
 
     def lesson(self, actions: Tensor, rng: torch.Generator) -> Lesson:
         """Rectified flow."""
-        return _flow_lesson(actions, rng, self.times)
+        return flow_lesson(actions, rng, self.times)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """Squared error."""

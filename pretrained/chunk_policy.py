@@ -20,7 +20,7 @@ from envs.build import build
 from envs.types import EnvSpec
 from pretrained import chain
 from pretrained.encoders import Encoder
-from pretrained.heads import Kernel
+from pretrained.heads import Kernel, Lesson
 from pretrained.networks import (
     Critic,
     FreeNoise,
@@ -254,12 +254,17 @@ class ChunkPolicy(nn.Module):
 
     def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
         """Loss of a batch of windows; images are shifted at random unless the encoder is frozen."""
-        x = self.encode(demo.obs)
+        x = self.encode_augmented(demo.obs, rng)
+        return self.imitation_loss_of(x, demo.actions.to(self.device), demo.is_pad.to(self.device), rng)
+
+    def encode_augmented(self, obs: ObsBatch, rng: torch.Generator) -> Features:
+        """As `encode`, with the images as imitation sees them."""
+        x = self.encode(obs)
         if self.augment and not self.frozen_encoder:
             for c in self.spec.cameras:
                 image = x[f"image/{c}"]
                 x[f"image/{c}"] = random_shift(image.flatten(0, 1), self.augment, rng).view_as(image)
-        return self.imitation_loss_of(x, demo.actions.to(self.device), demo.is_pad.to(self.device), rng)
+        return x
 
     def imitation_loss_of(
         self, x: Features, actions: Tensor, is_pad: Tensor, rng: torch.Generator
@@ -267,10 +272,16 @@ class ChunkPolicy(nn.Module):
         """As `imitation_loss`, from features: with a frozen encoder they can be computed once for a whole data set."""
         if not bool(torch.isfinite(actions).all()):
             raise ValueError("demonstrated actions are not finite; drop the broken episodes")
-        cond, _ = self.condition(x)
-        cond, _ = self._remember(cond, self.initial_memory(len(cond)))
         target = actions.float() if self.kernel.discrete else self.actions.encode(actions.float())
-        lesson = self.kernel.lesson(target, rng)
+        return self.lesson_loss(self.start_condition(x), self.kernel.lesson(target, rng), is_pad)
+
+    def start_condition(self, x: Features) -> Tensor:
+        """[B, D], as if every row began an episode."""
+        cond, _ = self.condition(x)
+        return self._remember(cond, self.initial_memory(len(cond)))[0]
+
+    def lesson_loss(self, cond: Tensor, lesson: Lesson, is_pad: Tensor) -> tuple[Tensor, Metrics]:
+        """Mean loss of one lesson per row, over the steps bool [B, H] that are not padding."""
         out = self.actor["network"](lesson.input[:, None], lesson.time[:, None], cond)[:, 0].float()
         terms = self.kernel.loss(out, lesson.target)
         keep = (~is_pad)[..., None].to(terms.dtype).expand_as(terms)

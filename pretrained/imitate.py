@@ -30,6 +30,7 @@ from pretrained.demos import Demos, resolve, stored_spec
 from pretrained.demos.collect import env_config
 from pretrained.metrics import MetricsLog
 from pretrained.progress import Bar
+from pretrained.rectified_flow import Reflow
 from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
 
 # Settings that may differ between a run and its resumption.
@@ -48,6 +49,7 @@ class ImitateRun:
     demos: str | Sequence[str]
     out: str  # run folder; checkpoints are its step_* folders and `best`
     init: str = ""  # checkpoint to start from; its normalisers are kept
+    reflow: int | None = None  # straighten the paths of the flow `init`: its sampler's steps per pair, 10 to 50
     env: EnvConfig | Mapping[str, Any] | None = None  # only needed if the demonstrations do not say what they are of
     steps: int = 2000
     batch_size: int = 64  # over all processes
@@ -92,12 +94,15 @@ class _Lesson(NamedTuple):
 class _Loss(nn.Module):
     """The imitation loss as a `forward`, which is what DistributedDataParallel wants to wrap."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, reflow: Reflow | None) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.reflow = policy, reflow
 
     def forward(self, lesson: _Lesson, rng: torch.Generator) -> tuple[Tensor, Metrics]:
         demo = lesson.demo
+        if self.reflow is not None:
+            x = self.policy.encode_augmented(demo.obs, rng) if lesson.features is None else lesson.features
+            return self.reflow.loss(self.policy, x, demo.is_pad, rng)
         if lesson.features is not None:
             return self.policy.imitation_loss_of(lesson.features, demo.actions, demo.is_pad, rng)
         return self.policy.imitation_loss(demo, rng)
@@ -130,7 +135,7 @@ class _Imitation:
         self.optimizer = torch.optim.AdamW(self.named.values(), lr=run.lr, weight_decay=run.weight_decay)
         self.average = {k: p.detach().clone() for k, p in self.named.items()}
         self.step, self.best = 0, math.inf
-        self.loss: nn.Module = _Loss(self.policy)
+        self.loss: nn.Module = _Loss(self.policy, self._reflow(start))
         self.plain_loss = self.loss  # never wrapped: ranks may validate different numbers of batches
         self.last: Path | None = None
         self._resume()
@@ -139,6 +144,14 @@ class _Imitation:
             self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, find_unused_parameters=True, broadcast_buffers=False
             )
+
+    def _reflow(self, start: Path | None) -> Reflow | None:
+        if self.run.reflow is None:
+            return None
+        if start is None:
+            raise ValueError("reflow needs the flow whose paths it straightens; name its checkpoint with init=...")
+        teacher: Any = checkpoint.load_policy(start, env=self.env, overrides=self.run.policy)
+        return Reflow(teacher.to(self.device), steps=self.run.reflow)
 
     def train(self) -> Path:
         """All steps that are left."""

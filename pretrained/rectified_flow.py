@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.types import EnvSpec
-from pretrained.chain import FlowNoise, FlowSde
+from pretrained.chain import FlowNoise, FlowSde, flow_lesson
 from pretrained.chunk_policy import ChunkPolicy
 from pretrained.networks import TransformerBlock
-from pretrained.types import Features, Rng, randn
+from pretrained.types import Features, Metrics, Rng, randn
 
 METHODS = ("euler", "midpoint", "heun")
 FLOW = {"_target_": "pretrained.chain.FlowNoise", "steps": 4}
@@ -156,12 +156,18 @@ def flow_sample(policy: ChunkPolicy, x: Features, rng: Rng, *, steps: int = 50, 
     if not isinstance(policy.kernel, FlowNoise | FlowSde):
         raise ValueError(f"kernel {type(policy.kernel).__name__} is not a flow; use the policy's own act()")
     cond, _ = policy.condition(x)
+    noise = randn((len(cond), policy.spec.horizon, policy.spec.action_dim), rng, cond.device)
+    return policy.actions.decode(integrate(policy, cond, noise, steps=steps, method=method))
+
+
+@torch.no_grad()
+def integrate(policy: ChunkPolicy, cond: Tensor, noise: Tensor, *, steps: int, method: str = "euler") -> Tensor:
+    """Where the flow takes `noise` [B, H, A] under conditions [B, D]: normalised chunks."""
 
     def velocity(at: Tensor, t: float) -> Tensor:
         return policy.run_network(at[:, None], at.new_full((len(at), 1), t), cond)[0][:, 0]
 
-    x_t = randn((len(cond), policy.spec.horizon, policy.spec.action_dim), rng, cond.device)
-    dt = 1.0 / steps
+    x_t, dt = noise, 1.0 / steps
     for k in range(steps):
         t = k * dt
         v = velocity(x_t, t)
@@ -170,4 +176,29 @@ def flow_sample(policy: ChunkPolicy, x: Features, rng: Rng, *, steps: int = 50, 
         elif method == "heun" and k < steps - 1:
             v = 0.5 * (v + velocity(x_t + dt * v, t + dt))
         x_t = x_t + dt * v
-    return policy.actions.decode(x_t)
+    return x_t
+
+
+class Reflow:
+    """The second stage of rectified flow (Liu et al. 2022): straighten the paths of a trained flow, its teacher.
+
+    Each lesson pairs noise with the chunk to which the teacher takes it, instead of with a demonstrated one. Where
+    paths are straight, one step of the sampler goes as far as many. Pairs are drawn anew for each batch, never stored.
+    """
+
+    def __init__(self, teacher: ChunkPolicy, *, steps: int) -> None:
+        """`steps` of the teacher's sampler per pair. Raises ValueError if the teacher is not a flow."""
+        if not isinstance(teacher.kernel, FlowNoise | FlowSde):
+            raise ValueError(f"reflow straightens flows, and init has the kernel {type(teacher.kernel).__name__}")
+        if steps < 2:
+            raise ValueError(f"reflow = {steps}; expected at least 2 steps of the sampler that is to become short")
+        self.teacher, self.steps = teacher.eval().requires_grad_(False), steps
+
+    def loss(self, policy: ChunkPolicy, x: Features, is_pad: Tensor, rng: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The flow's loss on pairs for features `x`."""
+        assert isinstance(policy.kernel, FlowNoise | FlowSde)
+        shape = (len(is_pad), policy.spec.horizon, policy.spec.action_dim)
+        noise = randn(shape, rng, policy.device)
+        ends = integrate(self.teacher, self.teacher.start_condition(x), noise, steps=self.steps)
+        lesson = flow_lesson(ends, rng, policy.kernel.times, noise=noise)
+        return policy.lesson_loss(policy.start_condition(x), lesson, is_pad)
