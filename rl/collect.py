@@ -107,6 +107,9 @@ class Collector:
         """T decisions of every row with the present weights."""
         started, waited = time.perf_counter(), 0.0
         n, t_end = self.vector.num_envs, self.decisions
+        renew = getattr(self.policy, "between_segments", None)  # of policies whose cache ends with a segment
+        if renew is not None:
+            self.memory = renew(self.memory)
         fill = _Buffers(n, t_end)
         fill.memory = {k: v.clone() for k, v in self.memory.items()}
         for episode in self.episodes:
