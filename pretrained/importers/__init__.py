@@ -1,0 +1,1 @@
+"""Official checkpoints of other systems to and from Temper's."""
