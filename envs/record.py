@@ -50,11 +50,17 @@ class Recorder:
 
 
 def write_video(
-    path: Path | str, frames: np.ndarray, *, fps: float = 20.0, captions: Sequence[str] | str | None = None
+    path: Path | str,
+    frames: np.ndarray,
+    *,
+    fps: float = 20.0,
+    captions: Sequence[str] | str | None = None,
+    enlarge: bool = True,
 ) -> Path:
     """Write `frames` uint8 [T, Y, X, 3] to a .mp4 or .gif and return the path written.
 
-    The file appears when it is complete. Without imageio-ffmpeg a .mp4 becomes a .gif. `captions`: one, or T."""
+    The file appears when it is complete. Without imageio-ffmpeg a .mp4 becomes a .gif. `captions`: one, or T.
+    Small pictures are enlarged unless the video is data, not for the eye."""
     path = Path(path)
     if path.suffix not in (".mp4", ".gif"):
         raise EnvError(f"video {path}: the suffix is '{path.suffix}', expected .mp4 or .gif")
@@ -62,7 +68,7 @@ def write_video(
         raise EnvError(f"video {path}: frames are {frames.dtype} {frames.shape}, expected uint8 [T, Y, X, 3]")
     if fps <= 0:
         raise EnvError(f"video {path}: fps is {fps}, expected a positive number")
-    factor = -(-MIN_HEIGHT // frames.shape[1])
+    factor = -(-MIN_HEIGHT // frames.shape[1]) if enlarge else 1
     frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
     if captions is not None:
         frames = _captioned(frames, [captions] * len(frames) if isinstance(captions, str) else captions)

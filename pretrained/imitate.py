@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from pretrained import checkpoint
 from pretrained.demos import Demos, resolve, stored_spec
 from pretrained.demos.collect import env_config
 from pretrained.metrics import MetricsLog
+from pretrained.processes import processes
 from pretrained.progress import Bar
 from pretrained.rectified_flow import Reflow
 from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
@@ -48,6 +48,7 @@ class ImitateRun:
     policy: Mapping[str, Any]  # node
     demos: str | Sequence[str]
     out: str  # run folder; checkpoints are its step_* folders and `best`
+    reader: Mapping[str, Any] | None = None  # node that reads another layout than LIBERO's, such as Chores
     init: str = ""  # checkpoint to start from; its normalisers are kept
     reflow: int | None = None  # straighten the paths of the flow `init`: its sampler's steps per pair, 10 to 50
     env: EnvConfig | Mapping[str, Any] | None = None  # only needed if the demonstrations do not say what they are of
@@ -56,6 +57,7 @@ class ImitateRun:
     lr: float = 3e-4
     weight_decay: float = 1e-4
     warmup: int = 100  # steps
+    schedule: str = "cosine"  # of lr after the warm-up: cosine, to zero, or constant
     grad_clip: float = 1.0
     ema: float = 0.999
     bf16: bool = False
@@ -82,7 +84,7 @@ def imitate(run: ImitateRun) -> Path:
     """
     if run.threads:
         torch.set_num_threads(run.threads)
-    with _processes(run) as (rank, world, device):
+    with processes(run.device) as (rank, world, device):
         return _Imitation(run, rank=rank, world=world, device=device).train()
 
 
@@ -113,7 +115,10 @@ class _Imitation:
         if run.batch_size % world:
             raise ValueError(f"batch_size = {run.batch_size} cannot be divided among {world} processes; change it")
         self.run, self.rank, self.world, self.device, self.out = run, rank, world, device, Path(run.out)
-        self.env = demo_spec(run)
+        if run.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule '{run.schedule}' is unknown; expected cosine or constant")
+        demos: Any = build(run.reader, paths=run.demos, max_demos=run.max_demos) if run.reader else None
+        self.env: EnvSpec = demo_spec(run) if demos is None else demos.env
         torch.manual_seed(run.seed)
         start = checkpoint.find(run.init) if run.init else None
         self.policy: Any = (
@@ -122,9 +127,10 @@ class _Imitation:
             else build(run.policy, env=self.env)
         )
         spec = self.policy.spec
-        demos = Demos(run.demos, env=self.env, horizon=spec.horizon, history=spec.history, align=run.align,
-                      drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory,
-                      names=run.names)  # fmt: skip
+        if demos is None:
+            demos = Demos(run.demos, env=self.env, horizon=spec.horizon, history=spec.history, align=run.align,
+                          drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory,
+                          names=run.names)  # fmt: skip
         self.train_set, self.val_set = demos.split(run.val_fraction, run.seed)
         if start is None:
             self.policy.fit_normalizers(self.train_set.all_actions(), self.train_set.all_proprio())
@@ -220,7 +226,7 @@ class _Imitation:
         order = np.random.default_rng(self.run.seed).permutation(len(demos))
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         for i in range(self.rank, count, self.world):
-            lesson = self._lesson(demos, np.sort(order[i * size : (i + 1) * size]))
+            lesson = self._lesson(demos, np.sort(order[i * size : (i + 1) * size]), i)
             rng = torch.Generator().manual_seed(_mix(self.run.seed, i, 0, 3))
             with self._autocast():
                 loss, _ = self.plain_loss(lesson, rng)
@@ -233,6 +239,8 @@ class _Imitation:
     def _save(self, writer: MetricsLog | None) -> None:
         """Write a checkpoint of the averaged policy, and `best` if it is."""
         with self._averaged() as raw:
+            if hasattr(self.policy, "seed_critic"):
+                self.policy.seed_critic()
             demos = self.train_set if self.val_set is None else self.val_set
             name = "train/ema_loss" if self.val_set is None else "val/loss"
             loss = self._validate(demos)
@@ -278,7 +286,7 @@ class _Imitation:
         learner = checkpoint.load_learner(last)
         if learner is None:
             raise ValueError(f"{last} has no learner state, so it cannot be resumed; choose another 'out'")
-        theirs, ours = learner["settings"], self._settings()
+        theirs, ours = {"schedule": "cosine", **learner["settings"]}, self._settings()
         different = [k for k in ours if theirs.get(k) != ours[k]]
         if different:
             k = different[0]
@@ -300,16 +308,22 @@ class _Imitation:
 
     def _fetch(self, pool: ThreadPoolExecutor, step: int) -> "Future[_Lesson]":
         """The batch of a step, gathered while the step before it is computed."""
-        return pool.submit(lambda: self._lesson(self.train_set, self._windows(step)))
+        draw = _mix(self.run.seed, step, self.rank, 4)
+        return pool.submit(lambda: self._lesson(self.train_set, self._windows(step), draw))
 
-    def _lesson(self, demos: Demos, index: np.ndarray) -> _Lesson:
+    def _lesson(self, demos: Demos, index: np.ndarray, draw: int) -> _Lesson:
         features = self.features[id(demos)]
-        demo = to_device(demos.batch(index, images=features is None), self.device)
+        demo = to_device(demos.batch(index, images=features is None, draw=draw), self.device)
         chosen = None if features is None else {k: v[torch.from_numpy(index)] for k, v in features.items()}
         return _Lesson(demo, None if chosen is None else {k: v.to(self.device) for k, v in chosen.items()})
 
     def _encoded(self, demos: Demos) -> Features | None:
         """What a frozen encoder says about all windows, computed once; None if the encoder learns too."""
+        own: Any = getattr(demos, "encode", None)
+        if own is not None:  # the reader draws its windows anew each time, from features that it keeps
+            if self.run.in_memory and getattr(self.policy, "frozen_encoder", False):
+                own(self.policy.eval(), quiet=self.run.quiet or self.rank > 0)
+            return None
         if not (getattr(self.policy, "frozen_encoder", False) and hasattr(self.policy, "imitation_loss_of")):
             return None
         size, parts = self.run.batch_size, []
@@ -352,9 +366,11 @@ def demo_spec(run: ImitateRun) -> EnvSpec:
 
 
 def learning_rate(run: ImitateRun, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
+    """Linear warm-up, then a half cosine to zero, or no change."""
     if step < run.warmup:
         return run.lr * (step + 1) / run.warmup
+    if run.schedule == "constant":
+        return run.lr
     done = (step - run.warmup) / max(1, run.steps - run.warmup)
     return run.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -365,26 +381,9 @@ def to_device(demo: DemoBatch, device: torch.device) -> DemoBatch:
     def move(x: Any) -> Tensor:
         return torch.as_tensor(x).to(device, non_blocking=True)
 
-    obs = ObsBatch({k: move(v) for k, v in demo.obs.images.items()}, move(demo.obs.proprio), demo.obs.texts)
+    hints = {k: move(v) for k, v in demo.obs.hints.items()}
+    obs = ObsBatch({k: move(v) for k, v in demo.obs.images.items()}, move(demo.obs.proprio), demo.obs.texts, hints)
     return DemoBatch(obs, move(demo.actions), move(demo.is_pad))
-
-
-@contextlib.contextmanager
-def _processes(run: ImitateRun) -> Iterator[tuple[int, int, torch.device]]:
-    """Rank, world size and device; joins the process group that torchrun describes."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    name = run.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world == 1:
-        yield 0, 1, device
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank(), world, device
-    finally:
-        dist.destroy_process_group()
 
 
 def _mix(*numbers: int) -> int:

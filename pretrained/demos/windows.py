@@ -59,8 +59,10 @@ class Demos:
     def num_episodes(self) -> int:
         return len(self.chosen)
 
-    def batch(self, index: Sequence[int] | np.ndarray | Tensor, *, images: bool = True) -> DemoBatch:
-        """The windows `index` (numbers below `len`); without `images`, for those who have their features already."""
+    def batch(self, index: Sequence[int] | np.ndarray | Tensor, *, images: bool = True, draw: int = 0) -> DemoBatch:
+        """The windows `index` (numbers below `len`); without `images`, for those who have their features already.
+
+        `draw` seeds readers that draw windows at random; here an index is a window."""
         steps = self.step[np.asarray(index, dtype=np.int64)]
         first, end = self._first[steps], self._end[steps]
         ahead = steps[:, None] + np.arange(self.horizon)

@@ -287,14 +287,16 @@ class Spoc(nn.Module):
         """Cross-entropy over windows: observations [B, T, ...] and actions [B, T, 1], padded at the end.
 
         The hints `last_action` and `time`, int64 [B, T], say what came before the window; without them it is the start
-        of an episode."""
+        of an episode. Hints may also hold what `encode` would give."""
         b, t = demo.actions.shape[:2]
-        flat = ObsBatch(
-            {c: _tensor(v, self.device).flatten(0, 1)[:, None] for c, v in demo.obs.images.items()},
-            _tensor(demo.obs.proprio, self.device).flatten(0, 1)[:, None],
-            [text for text in demo.obs.texts for _ in range(t)],
-        )
-        x = {k: v.unflatten(0, (b, t)) for k, v in self.encode(flat).items()} | demo.obs.hints
+        x = dict(demo.obs.hints)
+        if "maps" not in x:
+            flat = ObsBatch(
+                {c: _tensor(v, self.device).flatten(0, 1)[:, None] for c, v in demo.obs.images.items()},
+                _tensor(demo.obs.proprio, self.device).flatten(0, 1)[:, None],
+                [text for text in demo.obs.texts for _ in range(t)],
+            )
+            x |= {k: v.unflatten(0, (b, t)) for k, v in self.encode(flat).items()}
         return self.imitation_loss_of(x, demo.actions.to(self.device), demo.is_pad.to(self.device), rng)
 
     def imitation_loss_of(

@@ -21,7 +21,8 @@ from torch import nn
 from envs.types import EnvSpec
 from pretrained import checkpoint
 from pretrained.demos import DemoWriter, Recorded
-from pretrained.imitate import ImitateRun, _Imitation, _processes, imitate, learning_rate
+from pretrained.imitate import ImitateRun, _Imitation, imitate, learning_rate
+from pretrained.processes import processes
 from pretrained.types import PolicySpec
 
 SPEC = EnvSpec(
@@ -228,7 +229,7 @@ def test_frozen_features_are_computed_once_and_change_nothing(demos, tmp_path, m
 
 def test_epochs_visit_every_window_once(demos, tmp_path):
     run = settings(demos, tmp_path, batch_size=4)
-    with _processes(run) as (_, _, device):
+    with processes(run.device) as (_, _, device):
         halves = [_Imitation(run, rank=r, world=1, device=device) for r in (0, 1)]
     for half in halves:
         half.world = 2
@@ -278,7 +279,7 @@ def main(rank, world, port, demos, out):
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     sys.modules["pretrained.dummy_imitate"] = dummy_module()
     run = settings(demos, Path(out) / "two")
-    with _processes(run) as (r, w, device):
+    with processes(run.device) as (r, w, device):
         loop = _Imitation(run, rank=r, world=w, device=device)
         loop.train()
         torch.save({k: p.detach() for k, p in loop.named.items()}, Path(out) / f"rank{rank}.pt")
