@@ -54,6 +54,14 @@ class Chain(NamedTuple):
     active: Tensor  # bool [N, K]
 
 
+class Base(NamedTuple):
+    """Who draws the first links of a chain whose last ones are fine-tuned."""
+
+    links: int
+    network: Network
+    cond: Tensor  # [N, D]
+
+
 @torch.no_grad()
 def sample(
     kernel: Kernel,
@@ -65,8 +73,12 @@ def sample(
     execute: int,
     greedy: bool = False,
     zero_start: bool = False,
+    base: Base | None = None,
 ) -> Chain:
-    """Run the chain for every row of cond [N, D]; `shape` is (H, A), `zero_start` takes x_0 from zero noise."""
+    """Run the chain for every row of cond [N, D]; `shape` is (H, A), `zero_start` takes x_0 from zero noise.
+
+    Links of `base` are drawn like the others, but they are not active, and their log-prob is 0.
+    """
     n, device = len(cond), cond.device
     noise = randn((n, kernel.steps + 1, *shape), rng, device)
     active = kernel.active(rand((n, 1), rng, device).squeeze(1))
@@ -77,7 +89,8 @@ def sample(
     for i in range(kernel.steps):
         k = torch.full((n, 1), i, dtype=torch.int64, device=device)
         inputs, time = kernel.prepare(k, x)
-        out, raw = network(inputs, time, cond)
+        frozen = base if base is not None and i < base.links else None
+        out, raw = network(inputs, time, cond) if frozen is None else frozen.network(inputs, time, frozen.cond)
         link = kernel.transition(k, x, out, raw)
         drawn = active[:, i, None, None, None]
         if bool(drawn.all()):
@@ -85,9 +98,11 @@ def sample(
         else:
             still = mode(kernel.transition(k, x, out, raw, ode=True))
             x_next = torch.where(drawn, draw(link, noise[:, i + 1 : i + 2]), still)
-        scores.append(log_prob(link, x_next, execute))
+        scores.append(log_prob(link, x_next, execute) if frozen is None else x.new_zeros(n, 1))
         x = x_next
         points.append(x)
+    if base is not None:
+        active = active & (torch.arange(kernel.steps, device=device) >= base.links)
     return Chain(torch.cat(points, 1), torch.cat(scores, 1), active)
 
 
@@ -99,11 +114,15 @@ def score(
     *,
     execute: int,
     links: Tensor | None = None,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob [B, M] of the links int64 [B, M] (all K if None) of traces [B, K+1, H, A], and entropy [B]."""
+    """Log-prob [B, M] of the links int64 [B, M] (all K if None) of traces [B, K+1, H, A], and entropy [B].
+
+    Links before `first` belong to another network: their log-prob is 0, as `sample` has it.
+    """
     if links is None:
-        k = torch.arange(kernel.steps, device=trace.device).expand(len(trace), -1)
-        x, x_next = trace[:, :-1], trace[:, 1:]
+        k = torch.arange(first, kernel.steps, device=trace.device).expand(len(trace), -1)
+        x, x_next = trace[:, first:-1], trace[:, first + 1 :]
     else:
         k = links
         index = links[:, :, None, None].expand(-1, -1, *trace.shape[2:])
@@ -111,7 +130,12 @@ def score(
     inputs, time = kernel.prepare(k, x)
     out, raw = network(inputs, time, cond)
     link = kernel.transition(k, x, out, raw)
-    return log_prob(link, x_next, execute), entropy(link, execute).mean(-1)
+    scores = log_prob(link, x_next, execute)
+    if links is None:
+        scores = torch.nn.functional.pad(scores, (first, 0))
+    elif first:
+        scores = scores * (links >= first)
+    return scores, entropy(link, execute).mean(-1)
 
 
 def flow_lesson(actions: Tensor, rng: torch.Generator, times: str, *, noise: Tensor | None = None) -> Lesson:

@@ -33,12 +33,12 @@ from pretrained.types import Policy, PolicySpec
 FORMAT = 1
 MANIFEST = "manifest.json"
 # A stage may attach these to weights that were trained without them; anything else that is missing is an error.
-NEW_HEADS = ("noise.", "critic.", "kernel.")
+NEW_HEADS = ("noise.", "critic.", "kernel.", "base.")
 NEW_HEAD_WORDS = ("log_std",)
 # What a policy cannot survive a change of. Tasks, step limits and privileged state may differ.
 BINDING = ("cameras", "proprio", "actions", "action_convention", "low", "high", "num_actions", "control_hz")
 # Sampling settings that an override may change without touching the weights' meaning.
-LOOSE = {"links", "execute", "memoryless"}
+LOOSE = {"links", "frozen_links", "execute", "memoryless"}
 
 log = logging.getLogger(__name__)
 

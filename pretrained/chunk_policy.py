@@ -20,6 +20,7 @@ from envs.build import build
 from envs.types import EnvSpec
 from pretrained import chain
 from pretrained.encoders import Encoder
+from pretrained.frozen import FrozenActor
 from pretrained.heads import Kernel, Lesson
 from pretrained.networks import (
     Critic,
@@ -40,7 +41,10 @@ CONCAT = {"_target_": "pretrained.fusion.ConcatFusion"}
 
 
 class ChunkPolicy(nn.Module):
-    """A chain policy over action chunks. Meets `pretrained.types.Policy`."""
+    """A chain policy over action chunks. Meets `pretrained.types.Policy`.
+
+    With `tuned_links` fine-tuning learns the last so many links only; a frozen copy draws those before them.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class ChunkPolicy(nn.Module):
         quaternions: Sequence[Sequence[int]] | None = None,
         augment: int = 4,
         greedy_start: str = "sample",
+        tuned_links: int | None = None,
     ) -> None:
         super().__init__()
         self.kernel: Kernel = build(kernel)
@@ -81,6 +86,7 @@ class ChunkPolicy(nn.Module):
             execute=horizon if execute is None else execute,
             history=history,
             links=self.kernel.steps,
+            frozen_links=0 if tuned_links is None else self.kernel.steps - tuned_links,
             memoryless=memory == "none",
         )
         _check(env.env_id, self.spec, self.kernel)
@@ -98,6 +104,12 @@ class ChunkPolicy(nn.Module):
             self.encoder.requires_grad_(False)
         self._build_actor(fusion, network, width, memory)
         self.critic = Critic(width + history * env.proprio_dim, width=critic_width)
+        self.base = FrozenActor(*self._tuned_parts()) if self.spec.frozen_links else None
+        self.register_load_state_dict_post_hook(_renew_base)
+
+    def _tuned_parts(self) -> tuple[nn.ModuleDict, nn.Module | None, nn.Module | None]:
+        """What acts and is fine-tuned."""
+        return self.actor, self.noise, None if self.frozen_encoder else self.encoder
 
     def _build_actor(
         self, fusion: Mapping[str, Any], network: Mapping[str, Any] | str, width: int, memory: str
@@ -176,15 +188,31 @@ class ChunkPolicy(nn.Module):
 
     def condition(self, x: Features) -> tuple[Tensor, Tensor]:
         """Features [B, ...] -> fused [B, D] and z-scored proprioception [B, L P]."""
+        return self._condition(x, self.towers, self.actor)
+
+    def _condition(self, x: Features, towers: Encoder, actor: nn.ModuleDict) -> tuple[Tensor, Tensor]:
         proprio = self.proprio(x["proprio"]).flatten(1)
         if self.frozen_encoder:
             pooled, text = x["pooled"], x["text"]
         else:
             b = len(proprio)
             images = {c: x[f"image/{c}"].flatten(0, 1) for c in self.spec.cameras}
-            pooled = self.towers.embed_images(images).view(b, -1) if images else proprio.new_zeros(b, 0)
-            text = self.towers.embed_text(x["tokens"])
-        return self.actor["fusion"](pooled, text, proprio), proprio
+            pooled = towers.embed_images(images).view(b, -1) if images else proprio.new_zeros(b, 0)
+            text = towers.embed_text(x["tokens"])
+        return actor["fusion"](pooled, text, proprio), proprio
+
+    def _base(self, x: Features) -> chain.Base | None:
+        """Who draws the links that are not fine-tuned."""
+        if self.base is None:
+            return None
+        actor, noise = self.base.actor, self.base.noise
+
+        def network(inputs: Tensor, time: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
+            out = actor["network"](inputs, time, cond).float()
+            return out, None if noise is None else noise(time, cond).float()
+
+        towers = self.towers if self.base.encoder is None else cast(Encoder, self.base.encoder)
+        return chain.Base(self.spec.frozen_links, network, self._condition(x, towers, actor)[0])
 
     def _value(self, cond: Tensor, proprio: Tensor) -> Tensor:
         """With `critic_detach` the critic learns from the actor's condition without shaping it."""
@@ -216,6 +244,7 @@ class ChunkPolicy(nn.Module):
             execute=self.spec.execute,
             greedy=greedy,
             zero_start=self.zero_start,
+            base=self._base(x),
         )
         last = drawn.trace[:, -1]
         chunk = last.long() if self.kernel.discrete else self.actions.decode(last)
@@ -242,6 +271,7 @@ class ChunkPolicy(nn.Module):
             trace.flatten(0, 1),
             execute=self.spec.execute,
             links=None if links is None else links.flatten(0, 1),
+            first=self.spec.frozen_links,
         )
         value = self._value(cond, proprio)
         return Evaluation(scores.unflatten(0, (n, t)), entropy.view(n, t), value.view(n, t))
@@ -282,6 +312,10 @@ class ChunkPolicy(nn.Module):
 
     def lesson_loss(self, cond: Tensor, lesson: Lesson, is_pad: Tensor) -> tuple[Tensor, Metrics]:
         """Mean loss of one lesson per row, over the steps bool [B, H] that are not padding."""
+        if self.base is not None:
+            raise ValueError(
+                "tuned_links is for fine-tuning: a frozen copy would miss what imitation learns; leave it out"
+            )
         out = self.actor["network"](lesson.input[:, None], lesson.time[:, None], cond)[:, 0].float()
         terms = self.kernel.loss(out, lesson.target)
         keep = (~is_pad)[..., None].to(terms.dtype).expand_as(terms)
@@ -296,6 +330,13 @@ class ChunkPolicy(nn.Module):
         """Set the normaliser buffers from all demonstrated actions [M, A] and proprioception [M, P]."""
         self.actions.fit(actions.to(self.device))
         self.proprio.fit(proprio.to(self.device))
+
+
+def _renew_base(policy: nn.Module, keys: Any) -> None:
+    """Weights that were saved without a frozen copy: this is where fine-tuning begins, so the copy is taken now."""
+    assert isinstance(policy, ChunkPolicy)
+    if policy.base is not None and any(key.startswith("base.") for key in keys.missing_keys):
+        policy.base.take(*policy._tuned_parts())
 
 
 def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
@@ -322,5 +363,12 @@ def _check(env_id: str, spec: PolicySpec, kernel: Kernel) -> None:
         raise ValueError(f"{env_id} has {kind}, but the kernel is {type(kernel).__name__}; use {need}")
     if spec.num_actions and spec.horizon != 1:
         raise ValueError(f"{env_id} has discrete actions: expected horizon 1, got {spec.horizon}")
+    if not 0 <= spec.frozen_links < spec.links:
+        tuned = spec.links - spec.frozen_links
+        raise ValueError(
+            f"tuned_links = {tuned} of a chain of {spec.links}; expected 1 to {spec.links}, or null for all"
+        )
+    if spec.frozen_links and (not spec.memoryless or getattr(kernel, "links", "all") != "all"):
+        raise ValueError("tuned_links goes with memory: none and a kernel that draws all links; set tuned_links: null")
     if not 1 <= spec.execute <= spec.horizon:
         raise ValueError(f"expected 1 <= execute <= horizon, got execute={spec.execute}, horizon={spec.horizon}")

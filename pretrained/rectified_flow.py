@@ -46,6 +46,7 @@ def vla_model(
     normalize: str = "quantile",
     binary: Sequence[int] = (),
     greedy_start: str = "sample",
+    tuned_links: int | None = None,
 ) -> ChunkPolicy:
     """Build the model. `clip` is a folder, a hub id or "tiny"; `network: auto` takes the transformer for chunks."""
     if not 1 <= horizon <= 16:
@@ -74,6 +75,7 @@ def vla_model(
         normalize=normalize,
         binary=binary,
         greedy_start=greedy_start,
+        tuned_links=tuned_links,
     )
     if not isinstance(policy.kernel, FlowNoise | FlowSde):
         raise ValueError(f"kernel {type(policy.kernel).__name__} is not a flow; expected FlowNoise or FlowSde")
@@ -155,6 +157,10 @@ def flow_sample(policy: ChunkPolicy, x: Features, rng: Rng, *, steps: int = 50, 
         raise ValueError(f"a flow needs at least 1 step, got {steps}")
     if not isinstance(policy.kernel, FlowNoise | FlowSde):
         raise ValueError(f"kernel {type(policy.kernel).__name__} is not a flow; use the policy's own act()")
+    if policy.base is not None:
+        raise ValueError(
+            "the first links of this flow belong to a frozen copy (tuned_links); use the policy's own act()"
+        )
     cond, _ = policy.condition(x)
     noise = randn((len(cond), policy.spec.horizon, policy.spec.action_dim), rng, cond.device)
     return policy.actions.decode(integrate(policy, cond, noise, steps=steps, method=method))

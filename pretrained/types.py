@@ -34,6 +34,7 @@ class PolicySpec:
     execute: int = 1  # E <= H
     history: int = 1  # L
     links: int = 1  # K
+    frozen_links: int = 0  # the first links, drawn by a frozen copy and never scored
     memoryless: bool = True
     image_convention: str = "rgb_uint8_row0_top"
 

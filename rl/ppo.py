@@ -94,9 +94,10 @@ class Ppo:
         total = torch.zeros((), device=old.device)
         if "policy" in stage.losses:
             elements = 1 if spec.num_actions else spec.execute * spec.action_dim
-            divisor = float(elements * (spec.links if self.links == "sum" else 1)) if self.reduction == "mean" else 1.0
+            scored_links = spec.links - spec.frozen_links if self.links == "sum" else 1
+            divisor = float(elements * scored_links) if self.reduction == "mean" else 1.0
             delta = log_ratio(scored.log_prob, old, active, links=self.links, divisor=divisor)
-            weight, clip = self._per_link(index, spec.links)
+            weight, clip = self._per_link(index, spec.links, spec.frozen_links)
             mask = batch.valid[..., None] & (active if self.links == "each" else active.any(-1, keepdim=True))
             surrogate, stats = policy_loss(
                 delta, (batch.advantage * batch.weight)[..., None] * weight, mask, clip, dual_clip=self.dual_clip
@@ -126,12 +127,13 @@ class Ppo:
         picks = torch.multinomial(weight.reshape(-1, active.shape[-1]), self.link_samples)
         return picks.reshape(*active.shape[:2], self.link_samples)
 
-    def _per_link(self, index: Tensor, num_links: int) -> tuple[Tensor, Tensor]:
+    def _per_link(self, index: Tensor, num_links: int, frozen: int) -> tuple[Tensor, Tensor]:
         """Advantage weight and clip range for each scored link, or 1 and `clip` if the links are summed."""
         if self.links == "sum":
             return torch.ones(1, device=index.device), torch.tensor(self.clip, device=index.device)
         weight = self.gamma_denoise ** (num_links - 1 - index).to(torch.float32)
-        return weight, clip_range(num_links, self.clip, self.clip_base).to(index.device)[index]
+        clip = clip_range(num_links - frozen, self.clip, self.clip_base).to(index.device)
+        return weight, clip[(index - frozen).clamp(min=0)]  # frozen links are masked
 
 
 def _tuples(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,6 +210,17 @@ def test_overrides_of_the_policy_last_through_checkpoints(trained: Path, tmp_pat
     finetune(settings(trained, tmp_path, policy_overrides=overrides, iterations=3))
 
 
+def test_the_last_links_alone_are_tuned_and_the_copy_stays_what_imitation_made(trained: Path, tmp_path: Path) -> None:
+    for iterations in (1, 2):  # the second call continues the first
+        last = finetune(settings(trained, tmp_path, iterations=iterations, policy_overrides={"tuned_links": 2}))
+    assert read_card(last).policy.frozen_links == 2
+    before, now = weights(trained), weights(last)
+    actor = [k for k in before if k.startswith("actor.")]
+    assert all(torch.equal(now[f"base.{k}"], before[k]) for k in actor)
+    assert any(not torch.equal(now[k], before[k]) for k in actor)
+    assert all(r["loss/rollout_log_prob_gap"] < 1e-3 for r in log(tmp_path))
+
+
 def test_the_last_checkpoint_is_saved_even_if_its_number_is_that_of_the_parent(trained: Path, tmp_path: Path) -> None:
     assert finetune(settings(trained, tmp_path, iterations=int(trained.name[5:]))) == tmp_path / trained.name
 
