@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parent
 NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects
-FLAGS = ("--dry", "--debug", "--help", "-h", "--lite")
+FLAGS = ("--dry", "--debug", "--help", "-h", "--lite", "--plan")
+OF_ONE_VERB = {"--lite": "assets", "--plan": "doctor"}
 SMALL_SHM = 256 * 2**20  # bytes; Docker gives 64 MiB unless told otherwise
 
 
@@ -39,9 +40,12 @@ def main(words: Sequence[str]) -> int:
             return 0
         if verb not in VERBS:
             raise ValueError(f"unknown verb '{verb}'; {_nearest(verb, list(VERBS))}")
-        if "--lite" in flags and verb != "assets":
-            raise ValueError(f"'{verb}' has no flag --lite; for lite pictures set env.sim.render_quality=lite")
-        return VERBS[verb].call(rest + ["--lite"] * ("--lite" in flags), "--dry" in flags)
+        own = [f for f in flags if f in OF_ONE_VERB]
+        for flag in own:
+            if OF_ONE_VERB[flag] != verb:
+                hint = "; for lite pictures set env.sim.render_quality=lite" if flag == "--lite" else ""
+                raise ValueError(f"'{verb}' has no flag {flag}, only '{OF_ONE_VERB[flag]}' has{hint}")
+        return VERBS[verb].call(rest + own, "--dry" in flags)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         return 130
@@ -79,6 +83,8 @@ def finetune(words: list[str], dry: bool) -> int:
         from rl.finetune import finetune as work
 
         print(work(_made(tree)))
+    elif dry:
+        print("# " + "\n# ".join(_memory(words)))
     return 0
 
 
@@ -125,6 +131,17 @@ def _tree(verb: str, words: list[str], dry: bool) -> dict[str, Any]:
         print(dump(tree), end="")
         return {}
     return _with_origin(tree, verb, "python launch.py " + " ".join([verb, *words]))
+
+
+def _memory(words: list[str]) -> list[str]:
+    """What a fine-tuning run will take, for `--dry`."""
+    from configs.load import load
+    from rl.memory import predict
+
+    try:
+        return predict(_made(load("finetune", words))).lines()
+    except (ValueError, RuntimeError, OSError) as e:
+        return [f"peak memory: not predicted, because {str(e).splitlines()[0]}"]
 
 
 def _with_origin(tree: dict[str, Any], verb: str, command: str) -> dict[str, Any]:
@@ -195,7 +212,10 @@ def assets(words: list[str], dry: bool) -> int:
 
 
 def doctor(words: list[str], dry: bool) -> int:
-    """Check this machine, and with env=... a simulator."""
+    """Check this machine, and with env=... a simulator; with --plan, propose the size of a run instead."""
+    if "--plan" in words:
+        print("\n".join(_plan([w for w in words if w != "--plan"])))
+        return 0
     rows = _machine()
     if not dry and words:
         from configs.load import load
@@ -207,6 +227,20 @@ def doctor(words: list[str], dry: bool) -> int:
     bad = [name for name, _, verdict in rows if verdict == "BAD"]
     print(f"{len(bad)} of {len(rows)} checks need attention" + (f": {', '.join(bad)}" if bad else ""))
     return 1 if bad else 0
+
+
+def _plan(words: list[str]) -> list[str]:
+    """A proposal, from what is measured here and what the words say instead."""
+    from rl.planning import advise, complete, machine, measure, split
+
+    figures, address, rest = split(words)
+    there, costs = machine(figures, address), None
+    if not complete(figures):
+        from configs.load import load
+
+        run, policy = load("finetune", rest), load("pretrain", rest)["policy"]
+        costs = measure(_made(run["env"]), policy, {k: run[k] for k in ("algo", "rewards")})
+    return advise(there, costs, figures)
 
 
 def _machine() -> list[tuple[str, str, str]]:
@@ -279,7 +313,7 @@ def _simulator(config: Any) -> list[tuple[str, str, str]]:
 VERBS = {
     "install": Verb("install a simulator's interpreter, or the rendering libraries", "install libero", install),
     "assets": Verb("build the coarse meshes that render_quality=lite uses", "assets libero --lite", assets),
-    "doctor": Verb("check this machine and a simulator", "doctor env=robosuite_lift", doctor),
+    "doctor": Verb("check this machine and a simulator; --plan sizes a run", "doctor env=robosuite_lift", doctor),
     "collect": Verb("record demonstrations by a scripted expert", "collect env=robosuite_lift episodes=50", collect),
     "pretrain": Verb("imitate demonstrations", "pretrain policy=flow demos=runs/demos/demos.hdf5", pretrain),
     "finetune": Verb("improve a checkpoint by PPO", "finetune checkpoint=runs/pretrain algo=reinflow", finetune),

@@ -44,6 +44,18 @@ def start_ray(run: FinetuneRun) -> None:
     )
 
 
+def cluster(address: str) -> tuple[int, float, int]:
+    """Cores, bytes of memory and GPUs that the Ray cluster at `address` has in all."""
+    _check_reachable(address)
+    ray.init(address=address, log_to_driver=False, logging_level="warning", configure_logging=False)
+    try:
+        found = ray.cluster_resources()
+    finally:
+        ray.shutdown()
+    memory = found.get("memory", 0.0) + found.get("object_store_memory", 0.0)
+    return int(found.get("CPU", 0)), memory, int(found.get("GPU", 0))
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes and then ends the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
