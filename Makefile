@@ -7,7 +7,7 @@ export MUJOCO_GL ?= osmesa
 export TEMPER_GOLDEN ?= $(abspath ../shared/golden)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS ?= 1
 
-.PHONY: setup gl demo test simulators lint format clean
+.PHONY: setup gl demo test bench simulators lint format clean
 
 setup: $(STAMP) gl
 
@@ -33,6 +33,9 @@ simulators: setup
 
 test: setup simulators
 	@$(PY) -m pytest -q --durations=15 $(PYTEST_ARGS)
+
+bench: setup simulators
+	@$(PY) -m benchmarks $(BENCH)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -31,14 +31,17 @@ def hardware() -> str:
     return f"{time.strftime('%Y-%m-%d')}, {model}, {cores} cores, {versions}"
 
 
-def write_section(name: str, text: str, page: Path = HERE / "RESULTS.md") -> None:
-    """Put `text` between the marks of section `name`, at the end if the page has none."""
+def write_section(name: str, text: str, page: Path = HERE / "RESULTS.md", *, first: bool = False) -> None:
+    """Put `text` between the marks of section `name`; at the end, or in front of all others, if the page has none."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     old = page.read_text() if page.exists() else "# Benchmark results\n"
     block = f"{begin}\n{text.strip()}\n{end}"
     if begin in old and end in old:
         before, rest = old.split(begin, 1)
         new = before + block + rest.split(end, 1)[1]
+    elif first and "<!-- " in old:
+        before, mark, rest = old.partition("<!-- ")
+        new = before + block + "\n\n" + mark + rest
     else:
         new = old.rstrip() + "\n\n" + block + "\n"
     _replace(page, new)
