@@ -116,7 +116,8 @@ def multiply(run: FinetuneRun, one: Rehearsal) -> Memory:
     workers = run.num_workers
     simulators = workers * run.envs_per_worker
     length = 1 if one.memoryless else run.decisions  # of a row
-    rows = simulators * run.decisions // length
+    learners = max(1, run.num_learners)
+    rows = -(-simulators * run.decisions // length // learners)  # of one learner
     minibatch = -(-rows // min(make_algo(run).minibatches, rows))
     batch = one.decision * simulators * run.decisions
     gpu = run.device.startswith("cuda")
@@ -126,10 +127,10 @@ def multiply(run: FinetuneRun, one: Rehearsal) -> Memory:
     learn = (
         max(0.0, one.learner.own - one.start.own - 3 * one.trained - one.policy)  # what libraries set up when used
         + 3 * one.trained  # gradients and Adam's moments
-        + (batch if workers > 1 else 0.0)  # segments joined
+        + (batch / learners if workers > learners else 0.0)  # segments joined
         + minibatch * (one.decision * length + (0 if gpu else one.kept))
     )
-    out.parts["learning"] = max(1, run.num_learners) * learn + run.num_learners * (one.start.own + one.policy)
+    out.parts["learning"] = learners * learn + run.num_learners * (one.start.own + one.policy)
     out.parts["simulators"] = simulators * (one.simulator.own + one.simulator.shared) + one.simulator.files
     if run.engine == "local":
         out.parts["segments"] = batch
@@ -139,7 +140,7 @@ def multiply(run: FinetuneRun, one: Rehearsal) -> Memory:
         out.parts["rollout workers"] = workers * (one.start.own + one.policy)
         out.parts["Ray"] = RAY + IDLE
     if gpu:
-        out.device = max(1, run.num_learners) * (one.policy + 3 * one.trained + minibatch * one.kept)
+        out.device = learners * (one.policy + 3 * one.trained + minibatch * one.kept)
     return out
 
 

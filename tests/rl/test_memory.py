@@ -57,6 +57,12 @@ def test_more_of_everything_takes_more(tmp_path: Path) -> None:
     assert streams.parts["learning"] == (16 + 24 + 1 * (32 * 0.5 + 2)) * MIB  # minibatches of one stream
 
 
+def test_learners_share_the_batch(tmp_path: Path) -> None:
+    parts = multiply(settings(tmp_path, engine="ray", num_workers=2, num_learners=2), ONE).parts
+    # each is a process with the policy, and has half of 2 * 4 * 32 rows in four minibatches; nothing is joined
+    assert parts["learning"] == 2 * (16 + 24 + 32 * (0.5 + 2) + 100 + 10) * MIB
+
+
 def test_memory_of_an_accelerator_is_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     found = multiply(settings(tmp_path, device="cuda"), ONE)
