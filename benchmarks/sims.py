@@ -16,9 +16,7 @@ are not timed.
 """
 
 import argparse
-import contextlib
 import importlib
-import io
 import json
 import os
 import statistics
@@ -73,30 +71,14 @@ def adapter(name: str, core: str, quality: str = "") -> Env:
 
 def untouched(name: str, cameras: bool) -> Any:
     """The package's own environment."""
-    from envs.mujoco_arm import import_robosuite, seeded
+    from benchmarks.untouched import camera_settings, libero_task, robosuite_task
 
-    robosuite = import_robosuite()
-    settings: dict[str, Any] = {"use_camera_obs": cameras, "has_offscreen_renderer": cameras, "hard_reset": False}
-    if cameras:
-        settings.update(camera_names=list(CAMERAS), camera_heights=SIZE, camera_widths=SIZE)
-    with seeded(0), contextlib.redirect_stdout(io.StringIO()):
-        if name.startswith("libero"):
-            from envs.libero import import_libero
-            from envs.libero_assets import find_assets, package_folder, suite_tasks, without_srgb
+    settings = camera_settings({camera: (SIZE, SIZE) for camera in CAMERAS} if cameras else {})
+    if name.startswith("libero"):
+        from envs.libero_assets import suite_tasks
 
-            task = suite_tasks(name)[TASKS[name]]
-            bddl = package_folder() / "bddl_files" / name / f"{task}.bddl"
-            import_libero(without_srgb(find_assets()))
-            wrapper = importlib.import_module("libero.libero.envs.env_wrapper")
-            return wrapper.ControlEnv(bddl_file_name=str(bddl), ignore_done=True, **settings).env
-        return robosuite.make(
-            "Lift",
-            robots="Panda",
-            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-            control_freq=20,
-            ignore_done=True,
-            **settings,
-        )
+        return libero_task(name, suite_tasks(name)[TASKS[name]], hard_reset=False, **settings).env
+    return robosuite_task("Lift", **settings)
 
 
 class Bench:

@@ -5,10 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
-from benchmarks import families, loop, rollout, sims
+from benchmarks import equality, families, loop, rollout, sims
 from benchmarks.tables import table, write_results, write_section
 from envs.types import EnvConfig
 from rl.ppo import Ppo
@@ -80,6 +81,46 @@ def test_speeds_are_kept_and_shown_with_their_goals() -> None:
     kept = sims.as_results("lift", found)
     assert kept["sims/lift/fast/bare"] == {"ratio": 0.9, "goal": 0.85, "ms": {"bare": 0.5, "fast": 1.0}, "rounds": 2}
     assert kept["sims/lift/stock/untouched"]["goal"] is None
+
+
+@pytest.mark.sim
+@pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is NOT installed in this interpreter")
+def test_compares_one_simulator_with_the_untouched_package() -> None:
+    said: list[str] = []
+    found = equality.measure("Lift", ["--expert-steps", "60", "--random-steps", "10", "--no-cameras"], said.append)
+    assert len(said) == found["episodes"] + 1 >= 3  # and random actions
+    assert found["expert_steps"] > 60
+    assert found["random_steps"] == 10
+    assert found["states"] == found["observations"] == 0
+    assert found["solved"] == found["replayed"] == found["within"] == found["episodes"]
+    assert equality.faults(found) == []
+
+
+def test_a_difference_is_found_and_its_row_is_marked() -> None:
+    ours = {
+        "state": np.zeros(5),
+        "eef_pos": np.ones(3),
+        "state_size": np.array([4.0]),
+        "image/a": np.full(4, 7, np.uint8),
+    }
+    theirs = {"state": np.zeros(4), "eef_pos": np.ones(3), "image/a": np.full(4, 9, np.uint8)}
+    assert equality.difference(ours, theirs) == {"states": 0, "observations": 0, "pixels": 2}
+    theirs["eef_pos"] = np.array([1.0, 1.0, np.nan])
+    assert equality.difference(ours, theirs)["observations"] == np.inf
+    with pytest.raises(ValueError, match="observed differently.*eef_quat"):
+        equality.difference(ours, {**theirs, "eef_quat": np.ones(4)})
+    untouched = {"states": 0.0, "observations": 0.0, "pixels": 0.0}
+    expert = {"kind": "expert", "task": "a", "steps": 9, "untouched": untouched}
+    expert.update(solved=True, replayed=True, outcome=False, fast=1e-12, nudged=None)
+    random = {"kind": "random", "task": "a", "steps": 5, "untouched": untouched}
+    good = equality.summary([expert, random])
+    assert equality.faults(good) == []
+    worse = {**expert, "replayed": False, "fast": 1e-3, "nudged": 1e-4}
+    bad = equality.summary([expert, worse, {**random, "untouched": {**untouched, "states": 1e-16}}])
+    assert equality.faults(bad) == ["states", "replayed", "fast"]
+    assert (bad["within"], bad["episodes"], bad["replayed"], bad["solved"]) == (1, 2, 1, 2)
+    rows = equality.as_table({"good": good, "bad": bad, "still": equality.summary([random])}).splitlines()
+    assert [row.count("*") for row in rows[2:5]] == [0, 3, 0]
 
 
 def test_what_misses_its_goal_is_marked() -> None:

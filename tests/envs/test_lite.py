@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from benchmarks.equality import psnr
 from envs import lite
 from envs.decimate import MAX_SIDE, Mesh, lite_mesh, lite_texture, read_mesh, write_mesh
 from envs.lite import LiteAssets, build, find_jobs, missing
@@ -223,10 +224,6 @@ def test_the_command_builds_and_tells(assets, capsys):
 
 
 # --- robosuite --------------------------------------------------------------------------------------------------------
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return 10 * math.log10(255**2 / max(float(((a.astype(float) - b) ** 2).mean()), 1e-9))
 
 
 def beside(path: Path, rows: list[list[np.ndarray]]) -> None:

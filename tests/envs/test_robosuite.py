@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.untouched import camera_settings, robosuite_task
 from envs.check import check_env
-from envs.mujoco_arm import Arm, import_robosuite, seeded
+from envs.mujoco_arm import Arm, seeded
 from envs.robosuite import MODEL_SEED, Robosuite
 from envs.types import EnvConfig, EnvError, ResetNeeded
 
@@ -29,21 +30,6 @@ def lift():
     env = Robosuite()
     yield env
     env.close()
-
-
-def stock(**kwargs):
-    """Lift as robosuite itself makes it, with the same cube."""
-    robosuite = import_robosuite()
-    with seeded(MODEL_SEED):
-        return robosuite.make(
-            "Lift",
-            robots="Panda",
-            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-            ignore_done=True,
-            control_freq=20,
-            hard_reset=False,
-            **{"use_camera_obs": False, "has_offscreen_renderer": False, **kwargs},
-        )
 
 
 def random_actions(n, seed=0):
@@ -103,13 +89,13 @@ def test_soft_reset_equals_a_fresh_scene(lift):
 
 
 def test_soft_reset_equals_stock_hard_reset():
-    env = stock()
+    env = robosuite_task()
     arm = Arm(env, cameras={})
     for action in random_actions(10, seed=2):
         arm.step(action)
     arm.reset(5)
     soft = arm.state()
-    hard = stock()
+    hard = robosuite_task()
     hard.hard_reset = True
     load = hard._load_model
 
@@ -130,7 +116,7 @@ def test_soft_reset_equals_stock_hard_reset():
 
 def test_one_forward_pass_equals_stock_stepping():
     actions = random_actions(50)
-    env, ours = stock(), Robosuite(cameras={})
+    env, ours = robosuite_task(), Robosuite(cameras={})
     with seeded(5):
         env.reset()
     seen = play(ours, actions)
@@ -145,9 +131,7 @@ def test_one_forward_pass_equals_stock_stepping():
 
 def test_exact_pixels_are_stock_pixels_and_fast_ones_resemble_them(lift):
     cameras = ["agentview", "robot0_eye_in_hand"]
-    env = stock(
-        use_camera_obs=True, has_offscreen_renderer=True, camera_names=cameras, camera_heights=84, camera_widths=84
-    )
+    env = robosuite_task(**camera_settings(dict.fromkeys(cameras, (84, 84))))
     fast = Robosuite(render_quality="fast")
     with seeded(5):
         env.reset()
