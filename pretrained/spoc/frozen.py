@@ -1,7 +1,8 @@
 """The frozen towers of SPOC: DINOv2 or SigLIP for pictures, T5 for the instruction.
 
 They are loaded from a folder in transformers' layout or a hub id and are not part of a checkpoint. Pictures become maps
-of pooled patch tokens, 7x12 for a 16x27 grid of patches; instructions become one vector per token.
+of pooled patch tokens, 7x12 for a 16x27 grid of patches; instructions become one vector per token. For training from
+scratch on a CPU there is `pixels`, which has no weights: the picture is made smaller, its 8x8 patches are tokens.
 """
 
 import functools
@@ -18,21 +19,24 @@ from torch import Tensor, nn
 from pretrained.encoders import CLIP_MEAN, CLIP_STD
 
 POSITION_OFFSET = 0.1  # DINOv2 stretches its position table by (patches + 0.1) / table, not to the exact size
-TINY = "tiny"
+TINY, PIXELS = "tiny", "pixels"
+PATCH = 8  # of `pixels`
 END = 1  # T5's end of sentence; 0 pads
 
 Tokenizer = Callable[[str], list[int]]
 
 
 class FrozenTowers(nn.Module):
-    """Vision and text towers without gradient. `vision`, `text`: a folder, a hub id, or "tiny" (small, random)."""
+    """Vision and text towers without gradient. `vision`, `text`: a folder, a hub id, or "tiny" (small, random).
+
+    `vision` may also be "pixels"."""
 
     def __init__(
         self, *, vision: str, text: str, tokenizer: str, grid: Sequence[int], max_tokens: int, positions: str
     ) -> None:
         super().__init__()
         self.grid, self.max_tokens = (int(grid[0]), int(grid[1])), max_tokens
-        tower, self.kind = _tiny_vision() if vision == TINY else _load_vision(vision)
+        tower, self.kind = _small_vision(vision) if vision in (TINY, PIXELS) else _load_vision(vision)
         sentence = _tiny_text() if text == TINY else _load_text(text)
         words = int(sentence.config.vocab_size)
         name = tokenizer or ("words" if text == TINY else text)
@@ -40,8 +44,9 @@ class FrozenTowers(nn.Module):
         if self.kind == "dinov2" and positions == "offset":
             tower.embeddings.interpolate_pos_encoding = functools.partial(_stretched_positions, tower.embeddings)
         self._frozen = [tower.requires_grad_(False).eval(), sentence.requires_grad_(False).eval()]  # no submodules
-        self.patch = int(tower.config.patch_size)
-        self.image_dim, self.text_dim = int(tower.config.hidden_size), int(sentence.config.d_model)
+        self.patch = PATCH if self.kind == PIXELS else int(tower.config.patch_size)
+        self.image_dim = 3 * PATCH**2 if self.kind == PIXELS else int(tower.config.hidden_size)
+        self.text_dim = int(sentence.config.d_model)
         self._sentences: dict[bytes, Tensor] = {}
 
     @property
@@ -65,6 +70,9 @@ class FrozenTowers(nn.Module):
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
         """uint8 [B, Y, X, 3] -> float32 [B, C, *grid], pooled."""
+        if self.kind == PIXELS:
+            size = [side * PATCH for side in self.grid]
+            return F.pixel_unshuffle(F.interpolate(dino_pixels(images), size, mode="area"), PATCH)
         pixels = siglip_pixels(images, self.vision.config.image_size) if self.kind == "siglip" else dino_pixels(images)
         return self.pooled(pixels)
 
@@ -180,8 +188,10 @@ def _hash_words(text: str, *, vocabulary: int) -> list[int]:
     return [2 + zlib.crc32(word.encode()) % (vocabulary - 2) for word in re.findall(r"[a-z0-9]+", text.lower())] + [END]
 
 
-def _tiny_vision() -> tuple[Any, str]:
-    """The same random weights on every call."""
+def _small_vision(name: str) -> tuple[Any, str]:
+    """Nothing, or the same random weights on every call."""
+    if name == PIXELS:
+        return nn.Identity(), PIXELS
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(

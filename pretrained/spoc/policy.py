@@ -12,7 +12,6 @@ otherwise.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,36 +24,12 @@ from pretrained import chain
 from pretrained.heads import Categorical
 from pretrained.spoc.frozen import FrozenTowers
 from pretrained.spoc.network import Moments, Past, Sizes, Tower
+from pretrained.spoc.quirks import choose
 from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
 
 IGNORE = -1  # an action that does not count
+FAR = -999999.0  # logit of a forbidden action
 KERNEL = Categorical()
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """What the original does that one would not do again. Both settings of each:"""
-
-    # "masked": the fusion sees words only. "visible": also the padding up to the longest sentence of the same call, so
-    # that a row's answer depends on its neighbours' sentences.
-    text_padding: str = "masked"
-    # "slide": the oldest moment falls out of the window. "wrap": a full cache is emptied, and the agent forgets.
-    cache: str = "slide"
-    # "episode": a segment begins with the cache of the one before. "segment": it begins with an empty one, and
-    # learning, unlike acting, sees the whole segment whatever the window is.
-    context: str = "episode"
-    # Dropout of the fusion also where log-probs are computed. The first ratio is then not 1, which learning refuses.
-    rl_dropout: bool = False
-
-    def __post_init__(self) -> None:
-        choices = {"text_padding": ("masked", "visible"), "cache": ("slide", "wrap"), "context": ("episode", "segment")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"quirk {name} '{getattr(self, name)}' is unknown; expected {' or '.join(allowed)}")
-
-
-FIXED = Quirks()
-FAITHFUL = Quirks(text_padding="visible", cache="wrap", context="segment", rl_dropout=True)
 
 
 class Spoc(nn.Module):
@@ -71,6 +46,7 @@ class Spoc(nn.Module):
         tokenizer: str = "",
         cameras: Sequence[str] | None = None,
         in_hand: str = "an_object_is_in_hand",
+        forbidden: Sequence[int] = (),
         window: int = 128,
         width: int = 512,
         heads: int = 8,
@@ -88,14 +64,15 @@ class Spoc(nn.Module):
         switches: Mapping[str, Any] | None = None,
     ) -> None:
         """`quirks` is fixed or faithful; `switches` changes single fields of `Quirks`. `in_hand` names the entry of the
-        proprioception that says whether something is held, "" for none. `max_time` less the window's length bounds the
-        random shift of time in imitation. `positions`: how DINOv2's position table is resized, as DINOv2 does itself
-        (offset) or as transformers does (exact)."""
+        proprioception that says whether something is held, "" for none; `forbidden` actions are never taken.
+        `max_time` less the window's length bounds the random shift of time in imitation. `positions`: how DINOv2's
+        position table is resized, as DINOv2 does itself (offset) or as transformers does (exact)."""
         super().__init__()
-        self.quirks = _quirks(quirks, switches or {})
+        self.quirks = choose(quirks, switches or {})
         self.spec = _spec(env, cameras)
-        _check(env, in_hand, window, positions)
+        _check(env, in_hand, window, positions, forbidden)
         self.holds = list(env.proprio).index(in_hand) if in_hand else None
+        self.forbidden = sorted(set(forbidden))
         self.window, self.max_time, self.half_features = window, max_time, half_features
         self.encoder = FrozenTowers(
             vision=vision, text=text, tokenizer=tokenizer, grid=grid, max_tokens=max_tokens, positions=positions
@@ -239,8 +216,12 @@ class Spoc(nn.Module):
 
     def _logits(self, inputs: Tensor, time: Tensor, hidden: Tensor) -> tuple[Tensor, None]:
         """The action head as `pretrained.chain` calls networks; float32 whatever autocast does inside."""
-        logits = self.actor.action_head(hidden).float()
-        return logits[:, None, None].expand(-1, inputs.shape[1], -1, -1), None
+        return self.logits(hidden)[:, None, None].expand(-1, inputs.shape[1], -1, -1), None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The action head, [..., D] -> [..., actions]; forbidden ones far down, as the original's bias puts them."""
+        out = self.actor.action_head(hidden).float()
+        return out.index_fill(-1, torch.tensor(self.forbidden, device=out.device), FAR) if self.forbidden else out
 
     def evaluate(
         self, x: Features, trace: Tensor, starts: Tensor, memory: Memory, links: Tensor | None = None
@@ -305,8 +286,7 @@ class Spoc(nn.Module):
         """As `imitation_loss`, from features [B, T, ...]; those of single moments may lack T."""
         if x["in_hand"].ndim == 1:
             x = {k: v[:, None] for k, v in x.items()}
-        hidden = self.imitate(self._window(x, actions[..., 0].long(), is_pad, rng))
-        logits = self.actor.action_head(hidden).float()
+        logits = self.logits(self.imitate(self._window(x, actions[..., 0].long(), is_pad, rng)))
         target = torch.where(is_pad, IGNORE, actions[..., 0].long())
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         with torch.no_grad():
@@ -351,18 +331,6 @@ def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)
 
 
-def _quirks(preset: str, switches: Mapping[str, Any]) -> Quirks:
-    presets = {"fixed": FIXED, "faithful": FAITHFUL}
-    known = [f.name for f in fields(Quirks)]
-    unknown = sorted(set(switches) - set(known))
-    if preset not in presets or unknown:
-        what = (
-            f"switches {unknown} are unknown; expected some of {known}" if unknown else f"quirks '{preset}' is unknown"
-        )
-        raise ValueError(f"{what}; quirks is 'fixed' or 'faithful', and switches change single fields of it")
-    return Quirks(**{name: switches.get(name, getattr(presets[preset], name)) for name in known})
-
-
 def _spec(env: EnvSpec, cameras: Sequence[str] | None) -> PolicySpec:
     chosen = list(env.cameras if cameras is None else cameras)
     missing = [c for c in chosen if c not in env.cameras]
@@ -381,7 +349,7 @@ def _spec(env: EnvSpec, cameras: Sequence[str] | None) -> PolicySpec:
     )
 
 
-def _check(env: EnvSpec, in_hand: str, window: int, positions: str) -> None:
+def _check(env: EnvSpec, in_hand: str, window: int, positions: str, forbidden: Sequence[int]) -> None:
     if not env.num_actions:
         raise ValueError(f"{env.env_id} has continuous actions {list(env.actions)}; Spoc decides among discrete ones")
     if in_hand and in_hand not in env.proprio:
@@ -393,3 +361,7 @@ def _check(env: EnvSpec, in_hand: str, window: int, positions: str) -> None:
         raise ValueError(f"window is {window}, expected at least 1 moment, the present one")
     if positions not in ("offset", "exact"):
         raise ValueError(f"positions '{positions}' is unknown; expected offset or exact")
+    if strange := [i for i in forbidden if not 0 <= i < env.num_actions]:
+        raise ValueError(f"forbidden actions {strange} are not in [0, {env.num_actions})")
+    if len(set(forbidden)) == env.num_actions:
+        raise ValueError(f"all {env.num_actions} actions are forbidden; leave at least one")

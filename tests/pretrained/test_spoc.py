@@ -1,6 +1,7 @@
 """Spoc: its size, its memory, its quirks, and what it says to bad input."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from envs import stretch
 from envs.types import EnvSpec
 from pretrained.spoc import FAITHFUL, FIXED, Spoc
+from pretrained.spoc.frozen import siglip_pixels
 from pretrained.spoc.network import Sizes, Tower
 from pretrained.types import DemoBatch, ObsBatch
 from tests.golden_files import golden_json
@@ -23,11 +25,22 @@ def environment() -> EnvSpec:
     return stretch.spec(frame=(16, 24))
 
 
+SMALL: dict[str, Any] = {
+    "vision": "tiny",
+    "text": "tiny",
+    "width": 16,
+    "heads": 2,
+    "fusion_layers": 1,
+    "fusion_hidden": 16,
+    "decoder_layers": 2,
+    "grid": (2, 3),
+    "half_features": False,
+}
+
+
 def make(**options: Any) -> Spoc:
     torch.manual_seed(0)
-    sizes = {"width": 16, "heads": 2, "fusion_layers": 1, "fusion_hidden": 16, "decoder_layers": 2, "grid": (2, 3),
-             "half_features": False}  # fmt: skip
-    return Spoc(env=environment(), vision="tiny", text="tiny", **{**sizes, **options}).eval()
+    return Spoc(env=environment(), **{**SMALL, **options}).eval()
 
 
 def observe(n: int, seed: int = 0, texts: list[str] | None = None) -> ObsBatch:
@@ -173,6 +186,22 @@ def test_dropout_where_log_probs_are_computed_is_a_quirk() -> None:
         assert torch.equal(policy.value(x, memory), policy.value(x, memory)) == equal
 
 
+def test_forbidden_actions_are_never_taken() -> None:
+    """As in navigation-only use, where 13 of the 20 are masked."""
+    allowed = (0, 1, 2, 3, 4, 6, 7)
+    policy = make(forbidden=tuple(i for i in range(20) if i not in allowed))
+    x, memory = policy.encode(observe(1)), policy.initial_memory(1)
+    trace = torch.arange(20).float().view(1, 20, 1, 1, 1).expand(1, 20, 2, 1, 1)
+    many = {k: v[:, None].expand(1, 20, *v.shape[1:]) for k, v in x.items()}
+    with torch.no_grad():
+        scores = policy.evaluate(many, trace, torch.ones(1, 20, dtype=torch.bool), memory)
+    probability = scores.log_prob[0, :, 0].exp()
+    assert probability.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert [i for i in range(20) if probability[i] > 0] == list(allowed)
+    assert torch.isfinite(scores.entropy).all()
+    assert scores.entropy.max() < np.log(len(allowed)) + 1e-5
+
+
 # --- imitation and heads ---------------------------------------------------------------------------------------------
 
 
@@ -234,6 +263,35 @@ def test_features_are_pooled_and_half() -> None:
     assert set(x) == {"maps", "tokens", "in_hand"}
 
 
+def test_siglip_tower(tmp_path: Path) -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model: Any = SiglipVisionModel(config)
+    model.save_pretrained(tmp_path)
+    encoder = make(vision=str(tmp_path)).encoder
+    assert encoder.kind == "siglip"
+    images = torch.tensor(observe(2).images[stretch.NAVIGATION][:, 0])
+    maps = encoder.maps(images)
+    assert maps.shape == (2, 16, 2, 3)
+    tokens = model(pixel_values=siglip_pixels(images, 32)).last_hidden_state.detach()
+    assert torch.allclose(maps.mean((2, 3)), tokens.mean(1), atol=0.2)  # pooled cells overlap, so about the mean
+    assert make(vision=str(tmp_path)).encode(observe(2))["maps"].shape == (2, 2, 16, 2, 3)
+
+
+def test_pixels_as_maps() -> None:
+    policy = make(vision="pixels")
+    obs = observe(2)
+    maps = policy.encode(obs)["maps"]
+    assert maps.shape == (2, 2, 3 * 64, 2, 3)
+    grey = ObsBatch({c: np.zeros_like(v) for c, v in obs.images.items()}, obs.proprio, obs.texts)
+    grey.images[stretch.NAVIGATION][:, :, 8:, 16:] = 255  # the lower right cell of the 2 x 3 grid
+    lit = (policy.encode(grey)["maps"][0, 0] > 0).float().mean(0)
+    assert lit.tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +303,8 @@ def test_features_are_pooled_and_half() -> None:
         ({"switches": {"cache": "roll"}}, "quirk cache 'roll' is unknown; expected slide or wrap"),
         ({"window": 0}, "window is 0"),
         ({"positions": "near"}, "positions 'near' is unknown"),
+        ({"forbidden": (3, 20)}, r"forbidden actions \[20\] are not in \[0, 20\)"),
+        ({"forbidden": range(20)}, "all 20 actions are forbidden"),
         ({"in_hand": "grip"}, "has no proprioception 'grip'"),
         ({"cameras": ("front",)}, r"cameras \['front'\] are not in"),
         ({"value_head": "big"}, "value_head 'big' is unknown"),
@@ -254,7 +314,7 @@ def test_features_are_pooled_and_half() -> None:
 )
 def test_wrong_settings(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        make(**options) if "vision" not in options else Spoc(env=environment(), text="tiny", **options)
+        make(**options)
 
 
 def test_wrong_observations() -> None:
