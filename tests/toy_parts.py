@@ -18,6 +18,9 @@ from rl.types import Segment
 
 POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
 FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml"))
+DISCRETE = ("categorical", "spoc")
+TINY_SPOC = {"width": 16, "heads": 2, "fusion_layers": 1, "fusion_hidden": 16, "decoder_layers": 1, "grid": [2, 2],
+             "window": 4, "vision": "tiny", "text": "tiny", "in_hand": ""}  # fmt: skip
 SUCCESS = {"success": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
 
 
@@ -35,6 +38,8 @@ def toy_spec(**sim: Any) -> EnvSpec:
 def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
     """configs/policy/<family>.yaml with tiny sizes."""
     node = yaml.safe_load((POLICIES / f"{family}.yaml").read_text())
+    if family == "spoc":
+        return {**node, **TINY_SPOC, **overrides}
     node |= {"width": 16, "critic_width": 16}
     if "encoder" in node:
         node["encoder"] |= {"width": 16, "channels": [4, 4, 4]}
@@ -49,7 +54,7 @@ def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
 
 def make_policy(family: str = "gaussian", spec: EnvSpec | None = None, *, seed: int = 0, **overrides: Any) -> Any:
     """A tiny policy; layers that start at zero are given some weight, as training would."""
-    spec = spec or toy_spec(discrete=family == "categorical")
+    spec = spec or toy_spec(discrete=family in DISCRETE)
     torch.manual_seed(seed)
     policy = build(policy_node(family, **overrides), env=spec)
     for p in policy.parameters():
@@ -60,7 +65,7 @@ def make_policy(family: str = "gaussian", spec: EnvSpec | None = None, *, seed: 
 
 def checkpoint(folder: Path, family: str = "gaussian", *, seed: int = 0, **overrides: Any) -> Path:
     """A saved tiny policy for the toy environment."""
-    spec = toy_spec(discrete=family == "categorical")
+    spec = toy_spec(discrete=family in DISCRETE)
     policy = make_policy(family, spec, seed=seed, **overrides)
     save(folder, policy, node=policy_node(family, **overrides), env=spec)
     return folder
@@ -87,7 +92,8 @@ def make_segment(policy: Any, n: int = 4, t: int = 6, *, seed: int = 0, ends: fl
     features, decisions = [], []
     for i in range(t):
         fresh = policy.initial_memory(n)
-        memory = {k: torch.where(starts[:, i, None], fresh[k], v) for k, v in memory.items()}
+        begins = starts[:, i]
+        memory = {k: torch.where(begins.view(-1, *[1] * (v.ndim - 1)), fresh[k], v) for k, v in memory.items()}
         features.append(policy.encode(observe(policy, n, rng)))
         decision, memory = policy.act(features[-1], memory, noise)
         decisions.append(decision)
