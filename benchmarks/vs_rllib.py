@@ -1,10 +1,12 @@
 """Our iteration against RLlib's own PPO, as it comes: `python -m benchmarks.vs_rllib [--env free|slow] [--rounds N]`.
 
-Both train the same network (a CNN per camera, two cameras, a Gaussian of one action) on the same toy with the same
+Both train the same network (a CNN for each of two cameras, a Gaussian of one action) on the same toy with the same
 numbers of workers, environments, samples, epochs and minibatches, the learner in the driver, on the same machine. RLlib
 runs its default path: its EnvRunner with environments in the runner's own process, episodes, connectors, its PPO
 learner. Ours is the engine `rllib` that `launch.py finetune` takes by default. `free` steps of the toy cost what two
-pictures cost to draw, `slow` ones 10 ms of processor time.
+pictures cost to draw, `slow` ones 10 ms of processor time; both have a CNN that is small, so that what surrounds the
+networks shows. `heavy`, for which no goal is set, is `free` with about ten times the convolutions: there the networks
+take most of the time on either side, and no way of handing batches around can win much.
 
 Each side is a process with a Ray of its own, told in turn to do one iteration, so that whatever else the machine does
 slows both. Figures are medians over the rounds:
@@ -34,20 +36,22 @@ WORKERS, ENVS = 2, 4
 PIXELS = 128
 TOY = {"_target_": "envs.toy.Toy", "name": "reach", "max_steps": 50, "hold": 1000, "tasks": ["red"],
        "cameras": {"top": [PIXELS, PIXELS], "hand": [PIXELS, PIXELS]}}  # fmt: skip
-SETTINGS: dict[str, dict[str, Any]] = {
-    "free": {"sim": TOY, "decisions": 128},  # per environment and iteration
-    "slow": {"sim": {**TOY, "step_ms": 10.0}, "decisions": 32},
-}
+ENCODER = {"_target_": "pretrained.encoders.PixelEncoder", "width": 64}
 POLICY: dict[str, Any] = {
     "_target_": "pretrained.chunk_policy.ChunkPolicy",
     "kernel": {"_target_": "pretrained.chain.Gaussian", "std": 0.3},
     "horizon": 1,
-    "encoder": {"_target_": "pretrained.encoders.PixelEncoder", "width": 64, "channels": [16, 32, 32],
-                "kernels": [8, 4, 3], "strides": [4, 2, 2]},
+    "encoder": {**ENCODER, "channels": [8, 16, 16], "kernels": [8, 4, 3], "strides": [8, 4, 2]},
     "width": 64,
     "critic_width": 64,
     "critic_detach": False,  # one backward through everything, as RLlib's loss does
-}  # fmt: skip
+}
+HEAVY = {**POLICY, "encoder": {**ENCODER, "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 2]}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "free": {"sim": TOY, "decisions": 256, "policy": POLICY},  # decisions per environment and iteration
+    "slow": {"sim": {**TOY, "step_ms": 10.0}, "decisions": 32, "policy": POLICY},
+    "heavy": {"sim": TOY, "decisions": 64, "policy": HEAVY},
+}
 ALGO = {"lr": 1e-4, "clip": 0.2, "links": "sum", "reduction": "sum", "epochs": 4, "minibatches": 4}
 GOALS = {"free/iteration": 2.0, "free/learner": 0.55, "free/memory": 1 / 3, "slow/iteration": 1.0}
 LESS = ("learner", "memory")  # figures of which less is better
@@ -86,7 +90,7 @@ def _run(setting: dict[str, Any], folder: Path) -> Any:
 
     sim = setting["sim"]
     spec = Toy(**{k: v for k, v in sim.items() if k != "_target_"}).spec
-    save(folder / "step_000000", build(POLICY, env=spec), node=POLICY, env=spec)
+    save(folder / "step_000000", build(setting["policy"], env=spec), node=setting["policy"], env=spec)
     return FinetuneRun(
         checkpoint=str(folder / "step_000000"),
         env=EnvConfig(sim=sim),
@@ -125,8 +129,8 @@ def _theirs(setting: dict[str, Any], folder: Path) -> tuple[Callable[[], tuple[f
     from rl.ppo import Ppo
 
     start_ray(_run(setting, folder))
-    config = make_config(setting["sim"], POLICY, Ppo(**ALGO), workers=setting["workers"], envs=setting["envs"],
-                         decisions=setting["decisions"])  # fmt: skip
+    sizes = {"workers": setting["workers"], "envs": setting["envs"], "decisions": setting["decisions"]}
+    config = make_config(setting["sim"], setting["policy"], Ppo(**ALGO), **sizes)
     algorithm: Any = config.build_algo()
     learned, counted = _timed(algorithm.learner_group), [0.0]
 
@@ -174,8 +178,9 @@ class Side:
 
     def __init__(self, name: str, setting: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "benchmarks.vs_rllib", "--serve", name, "--setting", json.dumps(setting)]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `stop`)
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+                                        stderr=self.errors, text=True, start_new_session=True,
                                         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})  # fmt: skip
         self.name = name
 
@@ -185,8 +190,10 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"the process of '{self.name}' ended with status {self.process.wait()}; run `python -m "
-                           f"benchmarks.vs_rllib --serve {self.name} --setting '{{...}}'` to see why")  # fmt: skip
+        status = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()[-1:] or ["nothing"]
+        raise RuntimeError(f"the process of '{self.name}' ended with status {status}; its last words: {said[0]}")
 
     def iterate(self) -> dict[str, float]:
         """One iteration."""
@@ -203,6 +210,7 @@ class Side:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        self.errors.close()
 
 
 def measure(setting: dict[str, Any], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -271,7 +279,7 @@ def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=[*SETTINGS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--no-write", action="store_true", help="only print")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
