@@ -6,6 +6,7 @@ profile. It is loaded only if its checksum is right; otherwise it is made again.
 
     models/<key>.mjb     the model
     models/<key>.json    its checksum and size; its time is that of the last use
+    models/.<key>...     a lock, or a file that is being written
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional, Tuple
 
@@ -31,6 +33,7 @@ from envs.types import EnvError
 FORMAT = 1  # of what is written here and in envs.compile; a change makes all models anew
 QUALITIES = {"exact": "exact", "fast": "exact", "lite": "lite"}  # render quality -> visuals of the compiled model
 LIMIT_GB = "4"  # of all models together; $TEMPER_MODELS_GB overrides it
+LEFT_S = 3600.0  # age at which half-made files count as left behind: making one takes seconds
 _FILES = re.compile(r'\b((?:content)?file(?:right|left|up|down|front|back)?)\s*=\s*"([^"]*)"')
 _NESTED = re.compile(r"<\s*(?:include|model|plugin)\b")  # these would name files that are not seen here
 _ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +145,7 @@ def _load(path: Path) -> Optional[Any]:
 
 def _make(path: Path, xml: str, *, sim: str, visuals: str) -> None:
     """Compile in a helper process and put the result in place, model first."""
+    _limit_bytes()  # a limit that means nothing is refused before the work
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=str(path.parent))
     os.close(handle)
     try:
@@ -165,20 +169,45 @@ def _make(path: Path, xml: str, *, sim: str, visuals: str) -> None:
     _make_room(path)
 
 
+def _limit_bytes() -> float:
+    """How large all models together may be."""
+    text = os.environ.get("TEMPER_MODELS_GB", "") or LIMIT_GB
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise EnvError(f"TEMPER_MODELS_GB is '{text}'; expected a number of gigabytes above 0")
+    return limit * 1e9
+
+
 def _make_room(newest: Path) -> None:
-    """Delete the models unused for longest while all together are over the limit."""
-    limit = float(os.environ.get("TEMPER_MODELS_GB", "") or LIMIT_GB) * 1e9
-    kept = []
-    for record in newest.parent.glob("*.json"):
-        with contextlib.suppress(OSError):
-            size = record.with_suffix(".mjb").stat().st_size
-            kept.append((record.stat().st_mtime, size, record))
-    total = sum(size for _, size, _ in kept)
-    for _, size, record in sorted(kept):
+    """Delete what interrupted processes left, and the models unused for longest while all files are over the limit."""
+    limit, total, records = _limit_bytes(), 0, []
+    for file in newest.parent.iterdir():
+        if file.suffix == ".lock":
+            continue
+        with contextlib.suppress(OSError):  # another process may delete it first
+            status = file.stat()
+            whole = (
+                not file.name.startswith(".")
+                and file.with_suffix(".json").exists()
+                and file.with_suffix(".mjb").exists()
+            )
+            if not whole and time.time() - status.st_mtime > LEFT_S:
+                file.unlink()
+                continue
+            total += status.st_size
+            if whole and file.suffix == ".json":
+                records.append((status.st_mtime, file))
+    for _, record in sorted(records):
         if total <= limit:
             break
         if record.stem != newest.stem:
-            total -= size
-            for file in (record, record.with_suffix(".mjb"), record.parent / f".{record.stem}.mjb.lock"):
+            for file in (record, record.with_suffix(".mjb")):
                 with contextlib.suppress(OSError):
+                    size = file.stat().st_size
                     file.unlink()
+                    total -= size
+            with contextlib.suppress(OSError):
+                (record.parent / f".{record.stem}.mjb.lock").unlink()

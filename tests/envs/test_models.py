@@ -183,6 +183,36 @@ def test_the_cache_stays_under_its_limit(scene, tmp_path, monkeypatch):
     assert first in models(tmp_path)
 
 
+def test_what_an_interrupted_process_left_is_counted_and_deleted_when_it_is_old(scene, tmp_path, monkeypatch):
+    load_scene(scene, sim="toy", visuals="exact")
+    folder, (kept,) = tmp_path / "cache" / "models", models(tmp_path)
+    size = kept.stat().st_size
+    left = {
+        "partial": folder / ".0a.mjb.x1y2z3", "record in the making": folder / ".0a.json.x1y2z3",
+        "no record": folder / "0b.mjb", "no model": folder / "0c.json", "lock": folder / ".0d.mjb.lock",
+    }  # fmt: skip
+    for path in left.values():
+        path.write_bytes(b"x" * size)
+    monkeypatch.setenv("TEMPER_MODELS_GB", str(5.5 * size / 1e9))  # room for one of the two models beside the others
+    os.utime(kept.with_suffix(".json"), (0, 0))
+    load_scene(scene.replace("0 0 1", "0 0 2"), sim="toy", visuals="exact")
+    assert not kept.exists()
+    assert all(path.exists() for path in left.values())  # somebody may be writing them just now
+    for path in left.values():
+        os.utime(path, (0, 0))
+    load_scene(scene, sim="toy", visuals="exact")
+    assert [name for name, path in left.items() if path.exists()] == ["lock"]
+    assert len(models(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("limit", ["four", "0", "-1", "nan"])
+def test_a_limit_that_means_nothing_is_refused(scene, tmp_path, monkeypatch, limit):
+    monkeypatch.setenv("TEMPER_MODELS_GB", limit)
+    with pytest.raises(EnvError, match=f"TEMPER_MODELS_GB is '{limit}'; expected a number of gigabytes above 0"):
+        load_scene(scene, sim="toy", visuals="exact")
+    assert models(tmp_path) == []
+
+
 def test_without_a_place_to_write_it_still_compiles(scene, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TEMPER_CACHE", str(tmp_path / "file"))
