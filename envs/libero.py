@@ -18,13 +18,13 @@ import json
 import os
 import sys
 import tempfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
 from envs.cache import cache_root
+from envs.kept import Kept
 from envs.libero_assets import (
     find_assets,
     language,
@@ -49,11 +49,12 @@ PROPRIO = {
     "finger_1": "m",
 }
 WAIT = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # stay, hand open: the benchmark's settling action
+MEMORY_MB = {False: 450.0, True: 800.0}  # whether there are cameras -> size of the process
 PLACEMENT_TRIES = 20  # robosuite's placement sampler gives up now and then
 
 
 class Libero:
-    """One suite. Tasks are compiled on first use; the last `kept_models` of them stay in memory."""
+    """One suite. Tasks are compiled on first use; those last used stay in memory, as many as fit."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Libero:
         settle_steps: int = 10,
         init: str = "bundled",
         strip_srgb: bool = True,
-        kept_models: int = 2,
+        memory_mb: Optional[float] = None,
         core: str = "stock",
     ) -> None:
         """`cameras` maps a camera to (Y, X). `render_quality: exact | fast | lite` is explained in docs/rendering.md.
@@ -73,6 +74,8 @@ class Libero:
         `init: bundled` starts from the benchmark's stored state number `seed % 50`; positions of fixtures (cabinet,
         stove), which those states lack, come from the seed. `init: sampled` draws everything from the seed.
         `strip_srgb` removes a colour tag from four textures, so that images do not depend on MuJoCo's version.
+        `memory_mb`: tasks that were played stay in memory while the process is smaller than this; by default 800 with
+        cameras and 450 without. The task in use may need more.
         `core: fast` steps in compiled code (see envs/osc.py), `stock` with robosuite's own controllers.
         """
         if cameras is None:
@@ -81,13 +84,16 @@ class Libero:
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
         self._suite, self._quality, self._init, self._core = name, render_quality, init, core
-        self._settle, self._kept = Settling(steps=int(settle_steps), action=WAIT), max(1, int(kept_models))
+        self._settle = Settling(steps=int(settle_steps), action=WAIT)
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
         self._assets = without_srgb(assets) if strip_srgb else assets
         self._states = suite_states(name)
         self._state_size = max(states.shape[1] for states in self._states.values())
-        self._scenes: OrderedDict[str, Scene] = OrderedDict()
+        limit = float(memory_mb if memory_mb is not None else MEMORY_MB[bool(cameras)])
+        if not limit > 0:
+            raise EnvError(f"memory_mb is {memory_mb}; expected megabytes above 0, or null for the default")
+        self._scenes: Kept[Scene] = Kept(memory_mb=limit, close=_close)
         self._scene: Optional[Scene] = None
         self._closed = self._running = False
         self._steps = 0
@@ -151,8 +157,7 @@ class Libero:
     def close(self) -> None:
         """Free the simulators; calling it again does nothing."""
         self._closed, self._running, self._scene = True, False, None
-        while self._scenes:
-            self._scenes.popitem()[1].arm.close()
+        self._scenes.clear()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -175,17 +180,18 @@ class Libero:
         )
 
     def _load(self, task: str) -> Scene:
-        """The compiled scene of a task; the one unused for longest makes room."""
-        if task not in self._scenes:
-            while len(self._scenes) >= self._kept:
-                self._scenes.popitem(last=False)[1].arm.close()
+        """The compiled scene of a task."""
+        scene = self._scenes.get(task)
+        if scene is None:
+            self._scene = None  # else the one that makes room could not be freed
             import_libero(self._assets)
+            self._scenes.make_room()
             with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
                 env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
             arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
-            self._scenes[task] = Scene(env, arm, language(task))
-        self._scenes.move_to_end(task)
-        return self._scenes[task]
+            scene = Scene(env, arm, language(task))
+            self._scenes.add(task, scene)
+        return scene
 
     def _observe(self, scene: Scene, *, success: Optional[bool], render: bool) -> Observation:
         privileged = self._privileged(scene, success=success)
@@ -201,6 +207,10 @@ class Libero:
         out["state"][: len(state)] = state
         out["state_size"] = np.array([float(len(state))])
         return out
+
+
+def _close(scene: Scene) -> None:
+    scene.arm.close()
 
 
 def _place(arm: Arm, seed: int) -> None:

@@ -89,12 +89,12 @@ def test_suites_list_their_tasks_and_run(suite):
 
 
 def test_resets_repeat_to_the_bit_after_other_tasks_and_seeds():
-    vector = open_suite("libero_spatial", kept_models=2)
+    vector = open_suite("libero_spatial", memory_mb=1)  # only one task stays
     try:
         chunk = np.random.default_rng(0).uniform(-1, 1, (6, 7))
         _, fresh = ask(vector, "send_reset", "0", 5)
         _, fresh_end = ask(vector, "send_step", chunk)
-        for task, seed in (("0", 6), ("4", 5), ("7", 1)):  # the last one drives task 0 out of memory
+        for task, seed in (("0", 6), ("4", 5), ("7", 1)):  # the last two drive task 0 out of memory
             _, other = ask(vector, "send_reset", task, seed)
             assert not np.array_equal(other["state"], fresh["state"])
             ask(vector, "send_step", np.random.default_rng(seed).uniform(-1, 1, (6, 7)))
@@ -249,7 +249,7 @@ def play(env, seed):
         obs = env.step(rng.uniform(-1, 1, 7)).obs
     return out, held
 env, steps = Libero(name="libero_spatial", cameras={}, core="fast"), []
-arm = type(env._scenes[env.spec.tasks[0]].arm)
+arm = type(env._scenes.get(env.spec.tasks[0]).arm)
 whole = arm.step
 arm.step = lambda self, action, **kw: steps.append(1) or whole(self, action, **kw)
 def settle(seed):
@@ -265,6 +265,39 @@ print(json.dumps({"steps": [first[1], other[1], again[1]], "again": again[0] == 
 def test_a_scene_that_has_settled_before_is_not_settled_again(tmp_path):
     """... and nobody can tell: neither from what is seen, nor from what controller and robot remember."""
     assert run(SETTLED, tmp_path) == {"steps": [25, 25, 16], "again": True, "fresh": True}
+
+
+MEMORY = """
+import json, sys
+from envs.kept import resident_mb
+from envs.libero import Libero
+def play(tasks, **settings):
+    env = Libero(name="libero_object", core="fast", **settings)
+    seen = []
+    for task in tasks:
+        env.reset(str(task), 0)
+        seen.append(resident_mb())
+    kept = len(env._scenes)
+    env.close()
+    return {"most": max(seen), "kept": kept}
+cameras = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)}
+found = {"state": play((0, 1, 2), cameras={}), "fast": play((0, 1, 2), cameras=cameras, render_quality="fast")}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_while_tasks_change(tmp_path):
+    found = run(MEMORY, tmp_path)
+    assert found["state"]["kept"] == 3
+    assert found["state"]["most"] < 500
+    assert found["fast"]["kept"] == 1
+    assert found["fast"]["most"] < 1000  # two tasks and what is left of a third are 1200 and more
+
+
+def test_a_memory_limit_is_a_size():
+    with pytest.raises(EnvError, match="memory_mb is 0; expected megabytes above 0"):
+        open_suite("libero_object", cameras={}, memory_mb=0)
 
 
 def test_sampled_placements_do_not_depend_on_the_last_episode(tmp_path):

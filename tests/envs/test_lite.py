@@ -280,8 +280,7 @@ def rss():
     return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) / 1024
 def play(quality, cameras, light=True):
     env = Libero(name="libero_object", render_quality=quality, cameras=cameras)
-    for scene in env._scenes.values():
-        scene.arm._light_reset = light
+    env._scenes.get(env.spec.tasks[0]).arm._light_reset = light
     obs, out, images = env.reset("0", 4), [], []
     out.append(obs.privileged["state"])
     for i, action in enumerate(actions):
