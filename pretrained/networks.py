@@ -48,7 +48,8 @@ class SmallCnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images [B, Y, X, 3]."""
-        h = images.permute(0, 3, 1, 2).to(self.project.weight.dtype) / 127.5 - 1
+        h = images.permute(0, 3, 1, 2).to(self.project.weight.dtype, copy=True)
+        h = h.div_(127.5).sub_(1)  # in place: fresh memory for a batch of pictures costs more than the arithmetic
         for conv in self.convs:
             h = F.relu(conv(h))
         h = h.flatten(1) if self.pool == "flatten" else self._keypoints(h)
