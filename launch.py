@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before torch is loaded: threads that wait for one another must sleep, not spin. On a busy machine spinning makes two
-# threads many times slower than one; processes started from here inherit the setting.
+# Before torch is loaded: threads that wait for one another spin for microseconds only, then sleep. Spinning for longer
+# makes two threads many times slower than one on a busy machine; not spinning at all does so on a quiet one, for small
+# networks. Processes started from here inherit the setting.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 ROOT = Path(__file__).resolve().parent
 NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects

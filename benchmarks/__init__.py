@@ -3,3 +3,4 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch.py does; see there
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")

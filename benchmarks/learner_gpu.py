@@ -26,7 +26,7 @@ from rl.learner import Learner
 from rl.types import Segment
 
 VARIANTS: dict[str, Compute] = {
-    "float32": Compute(),
+    "float32": Compute(fused=False),
     "fused": Compute(fused=True),
     "bf16": Compute(bf16=True, fused=True),
     "bf16 compiled": Compute(bf16=True, fused=True, compile=True),

@@ -2,11 +2,11 @@
 
     bf16       the networks run in bfloat16; weights, log-probs, losses and Adam's moments stay float32
     compile    `evaluate` is compiled by torch.compile: on a GPU by Triton, on a CPU with the machine's C++ compiler
-    fused      one kernel per group of parameters in the optimizer's step
+    fused      one kernel per group of parameters in the optimizer's step; on by default
     recompute  gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): what is inside the image towers and the
                blocks of the velocity network is computed again on the way back instead of being kept
 
-Every switch is off unless asked for. `docs/learner.md` says what each is good for.
+The others are off unless asked for. `docs/learner.md` says what each is good for.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Compute:
 
     bf16: bool = False
     compile: bool = False
-    fused: bool = False
+    fused: bool = True
     recompute: bool = False
 
     def prepare(self, policy: Policy, device: torch.device) -> Scorer:

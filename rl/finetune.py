@@ -59,7 +59,7 @@ class FinetuneRun:
     learner_threads: int = 0  # of torch while learning; 0: all cores, shared among learners, or 1 with max_lag
     bf16: bool = False  # of the learner, as are the next three; see rl.compute
     compile: bool = False
-    fused: bool = False
+    fused: bool = True
     recompute: bool = False
     lockstep: bool = False
     max_lag: int = 0  # 1: workers collect with the last weights while the learner makes the next ones

@@ -5,6 +5,7 @@ import sys
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as launch.py does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

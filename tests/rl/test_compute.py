@@ -22,7 +22,7 @@ COMPILER = missing_for_compile(CPU)
 
 
 def learner(policy: Any, algo: Ppo = ALGO, **switches: bool) -> Learner:
-    return Learner(policy, algo, build_terms(SUCCESS), compute=Compute(**switches))
+    return Learner(policy, algo, build_terms(SUCCESS), compute=Compute(**{"fused": False, **switches}))
 
 
 def update(family: str, memory: str = "none", algo: Ppo = ALGO, **switches: bool) -> tuple[dict[str, Tensor], Any]:
@@ -174,7 +174,7 @@ def test_bf16_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("switch", ["bf16", "fused", "compile"])
 def test_devices_that_are_not_supported(switch: str) -> None:
     with pytest.raises(ValueError, match=f"{switch}=true works on cpu and cuda, not on mps; set {switch}=false"):
-        Compute(**{switch: True}).prepare(make_policy("flow"), torch.device("mps"))
+        Compute(**{"fused": False, switch: True}).prepare(make_policy("flow"), torch.device("mps"))
 
 
 def test_nothing_worth_recomputing_is_refused() -> None:
