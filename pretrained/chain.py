@@ -87,7 +87,7 @@ def sample(
     x = kernel.start(noise[:, :1] * (0.0 if zero_start and greedy else 1.0))
     points, scores = [x], []
     for i in range(kernel.steps):
-        k = torch.full((n, 1), i, dtype=torch.int64, device=device)
+        k = torch.full((1, 1), i, dtype=torch.int64, device=device)  # of all rows, so that time is embedded once
         inputs, time = kernel.prepare(k, x)
         frozen = base if base is not None and i < base.links else None
         out, raw = network(inputs, time, cond) if frozen is None else frozen.network(inputs, time, frozen.cond)
@@ -121,7 +121,7 @@ def score(
     Links before `first` belong to another network: their log-prob is 0, as `sample` has it.
     """
     if links is None:
-        k = torch.arange(first, kernel.steps, device=trace.device).expand(len(trace), -1)
+        k = torch.arange(first, kernel.steps, device=trace.device)[None]
         x, x_next = trace[:, first:-1], trace[:, first + 1 :]
     else:
         k = links

@@ -16,7 +16,7 @@ from torch import Tensor
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
-# (network input [B, M, H, A], time [B, M], condition [B, D]) -> (output [B, M, H, A or C], noise head or None)
+# (network input [B, M, H, A], time [B or 1, M], condition [B, D]) -> (output [B, M, H, A or C], noise head or None)
 Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -58,7 +58,7 @@ class Kernel(Protocol):
         ...
 
     def prepare(self, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Network input and time of link k: int64 [B, M], x [B, M, H, A]."""
+        """Network input and time of link k: int64 [B or 1, M], x [B, M, H, A]."""
         ...
 
     def transition(self, k: Tensor, x: Tensor, out: Tensor, raw: Tensor | None, ode: bool = False) -> Link:

@@ -128,7 +128,7 @@ class VelocityMlp(nn.Module):
         self.output = zero_linear(width, horizon * outputs)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """x [B, M, H, A], time [B, M], cond [B, D] -> [B, M, H, outputs]."""
+        """x [B, M, H, A], time [B or 1, M], cond [B, D] -> [B, M, H, outputs]."""
         c = F.silu(self.time(time) + self.cond(cond)[:, None])
         h = self.input(x.flatten(2))
         for block in self.blocks:
@@ -181,7 +181,7 @@ class VelocityTransformer(nn.Module):
         self.output = zero_linear(width, outputs)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """x [B, M, H, A], time [B, M], cond [B, D] -> [B, M, H, outputs]."""
+        """x [B, M, H, A], time [B or 1, M], cond [B, D] -> [B, M, H, outputs]."""
         c = F.silu(self.time(time) + self.cond(cond)[:, None]).flatten(0, 1)[:, None]
         h = self.input(x.flatten(0, 1)) + self.position
         for block in self.blocks:
@@ -200,7 +200,7 @@ class StateNoise(nn.Module):
         self.output = zero_linear(width, horizon * action_dim)
 
     def forward(self, time: Tensor, cond: Tensor) -> Tensor:
-        """time [B, M], cond [B, D] -> [B, M, H, A]."""
+        """time [B or 1, M], cond [B, D] -> [B, M, H, A]."""
         h = torch.tanh(self.time(time.detach()) + self.cond(cond.detach())[:, None])
         return self.output(h).unflatten(-1, self.shape)
 
