@@ -27,55 +27,18 @@ import torch
 
 from benchmarks.rollout import POLICY, Raw
 from benchmarks.tables import hardware, table, write_results, write_section
+from benchmarks.whole_run import WholeRun
 from envs.build import build
 from envs.toy import Toy
 from envs.types import EnvConfig
 from pretrained.checkpoint import save
-from rl.finetune import FinetuneRun, Start, bottleneck
-from rl.plain import PlainEngine
 
 TOY: dict[str, Any] = {"name": "reach", "max_steps": 10**6, "hold": 10**6, "cameras": {"top": [64, 64]}}
 CELLS = [(ms, rows, chunk) for ms in (0.5, 5.0, 50.0) for rows in (2, 8) for chunk in (1, 8)]
 SEGMENT_S = 2.0  # simulated seconds of a segment, as far as MOST_DECISIONS allow
-FEWEST_DECISIONS, MOST_DECISIONS = 8, 128
+FEWEST_DECISIONS, MOST_DECISIONS = 8, 32
 ALGO = {"lr": {"": 1e-5}, "links": "sum", "reduction": "sum", "clip": 0.2, "epochs": 2, "minibatches": 4}
-REWARDS = {"sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
 GOAL = 0.85
-
-
-class Loop:
-    """A real run of two processes: a Ray worker with its simulators, and the learner here."""
-
-    def __init__(self, checkpoint: Path, env: EnvConfig, rows: int, decisions: int, max_lag: int) -> None:
-        run = FinetuneRun(
-            checkpoint=str(checkpoint), env=env, out="", algo=ALGO, rewards=REWARDS, engine="ray", num_workers=1,
-            envs_per_worker=rows, decisions=decisions, max_lag=max_lag, learner_threads=1, iterations=1, quiet=True,
-        )  # fmt: skip
-        self.engine = PlainEngine(run, Start(checkpoint, {}, None, {}))
-        self.slowest: list[str] = []
-        self._round()
-
-    def block(self, seconds: float) -> tuple[float, float]:
-        """(steps per second, seconds) of whole rounds, the last one's collection ahead included."""
-        self.slowest.clear()
-        started, steps = time.perf_counter(), 0.0
-        while not steps or time.perf_counter() - started < seconds:
-            steps += self._round()
-        if self.engine.ahead:  # what was collected before this block is counted in it, so what comes after is not
-            ray.wait(self.engine.ahead, num_returns=len(self.engine.ahead))
-        spent = time.perf_counter() - started
-        return steps / spent, spent
-
-    def stop(self) -> None:
-        """End the worker; Ray itself stays for the next cell."""
-        for worker in self.engine.workers:
-            ray.get(worker.stop.remote())
-            ray.kill(worker)
-
-    def _round(self) -> float:
-        metrics = self.engine.iterate().metrics
-        self.slowest.append(bottleneck(metrics))
-        return metrics["rollout/env_steps"]
 
 
 def measure(ms: float, rows: int, chunk: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -91,7 +54,7 @@ def measure(ms: float, rows: int, chunk: int, seconds: float, say: Callable[[str
         save(path, build(node, env=spec), node=node, env=spec)
         try:
             parts.append(Raw(env, rows, chunk))
-            parts += [Loop(path, env, rows, decisions, lag) for lag in (0, 1)]
+            parts += [WholeRun(path, env, ALGO, rows=rows, decisions=decisions, max_lag=lag) for lag in (0, 1)]
             rounds = _rounds(parts[0], parts[1], parts[2], seconds)
         finally:
             for part in parts:
@@ -103,7 +66,7 @@ def measure(ms: float, rows: int, chunk: int, seconds: float, say: Callable[[str
     return {"middle": middle, "ratio": ratio, "rounds": len(rounds), "slowest": slowest, "decisions": decisions}
 
 
-def _rounds(raw: Raw, one: Loop, two: Loop, seconds: float) -> list[dict[str, float]]:
+def _rounds(raw: Raw, one: WholeRun, two: WholeRun, seconds: float) -> list[dict[str, float]]:
     _, block = one.block(0.0)
     block = max(block, seconds / 8)
     rounds: list[dict[str, float]] = []

@@ -1,21 +1,24 @@
-"""How much of the simulators' own speed is left: `python -m benchmarks.rollout [--env NAME] [--seconds S]`.
+"""How much of the simulators' own speed is left: `python -m benchmarks.rollout [--env NAME] [--policy NAME]`.
 
     A  raw      P processes, each stepping its own simulator in chunks of 8, picture after the last; nothing else
     B  vector   SimVector with P rows, fed random legal chunks
-    C  policy   the same with a flow policy deciding (rl.collect.Collector)
-    D  loop     collection and PPO updates in turn, in one process
+    C  policy   the same with a policy deciding (rl.collect.Collector): the demo's Gaussian, or a flow of four links
+    T  in turn  collection and PPO updates in turn, in one process
+    D  loop     a real run with max_lag=1: a Ray worker collects while the learner learns
 
-Blocks of A, B, C and D alternate in one run, each as long as it takes to collect one segment, and the ratios B/A, C/A
-and D/A are medians over the rounds: whatever else the machine does meanwhile slows all four. In C and D policy and
-learner share the processor with the simulators, so their ratios are those of a machine without an accelerator.
+Blocks of them alternate in one run, each as long as it takes to collect one segment, and the ratios to A are medians
+over the rounds: whatever else the machine does meanwhile slows all alike. From C on policy and learner share the
+processor with the simulators, so these ratios are those of a machine without an accelerator.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,14 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
 from benchmarks.tables import hardware, table, write_results, write_section
+from benchmarks.whole_run import WholeRun
 from envs.build import build
 from envs.check import sample_action
 from envs.child import interpreter
 from envs.types import Env, EnvConfig, EnvSpec
 from envs.vector import SimVector
+from pretrained.checkpoint import save
 from rl.collect import Collector
 from rl.learner import Learner
 from rl.ppo import Ppo
@@ -38,27 +44,31 @@ from rl.ppo import Ppo
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 8
 TOY = {"_target_": "envs.toy.Toy", "name": "reach", "max_steps": 96, "hold": 1000, "cameras": {"top": [64, 64]}}
+LIFT = {"_target_": "envs.robosuite.Robosuite", "name": "Lift", "cameras": {"robot0_eye_in_hand": [64, 64]}}
 ENVS: dict[str, EnvConfig] = {
     "toy_5ms": EnvConfig(sim={**TOY, "step_ms": 5.0}),
     "toy_20ms": EnvConfig(sim={**TOY, "step_ms": 20.0}),
-    "robosuite_lift": EnvConfig(
-        sim={
-            "_target_": "envs.robosuite.Robosuite",
-            "name": "Lift",
-            "cameras": {"robot0_eye_in_hand": [64, 64]},
-            "render_quality": "fast",
-        }
-    ),
+    "lift_stock": EnvConfig(sim={**LIFT, "core": "stock", "render_quality": "exact"}),
+    "lift_fast": EnvConfig(sim={**LIFT, "core": "fast", "render_quality": "fast"}),
 }
+ENCODER = {"_target_": "pretrained.encoders.PixelEncoder", "width": 128}
 POLICY: dict[str, Any] = {
     "_target_": "pretrained.chunk_policy.ChunkPolicy",
     "kernel": {"_target_": "pretrained.chain.FlowNoise", "steps": 4, "min_std": 0.05, "max_std": 0.2, "std": 0.1},
     "horizon": CHUNK,
-    "encoder": {"_target_": "pretrained.encoders.PixelEncoder", "width": 128},
+    "encoder": ENCODER,
     "network": "mlp",
     "width": 256,
 }
-ALGO = Ppo(lr=1e-5, links="sum", reduction="sum", clip=0.2, epochs=4, minibatches=4)
+POLICIES: dict[str, dict[str, Any]] = {
+    "gaussian": {  # as configs/run/demo.yaml has it
+        **POLICY,
+        "kernel": {"_target_": "pretrained.chain.Gaussian", "std": 0.2},
+        "encoder": {**ENCODER, "channels": [32, 64, 64], "kernels": [8, 4, 3], "strides": [4, 2, 1], "pool": "flatten"},
+    },
+    "flow": POLICY,
+}
+ALGO = {"lr": 1e-5, "links": "sum", "reduction": "sum", "clip": 0.2, "epochs": 4, "minibatches": 4}
 GOALS = {"vector": 0.95, "policy": 0.90, "loop": 0.85}
 
 
@@ -134,7 +144,7 @@ class Raw:
         raise RuntimeError(f"a raw simulator process ended with status {process.wait()}; try `launch.py doctor`")
 
 
-# --- B, C, D ----------------------------------------------------------------------------------------------------------
+# --- B, C, T ----------------------------------------------------------------------------------------------------------
 
 
 class Vector:
@@ -181,30 +191,22 @@ class Vector:
         return np.stack([sample_action(spec, self.rng) for _ in range(CHUNK)])
 
 
-class Loop:
+class InTurn:
     """Collection, with or without an update after it."""
 
-    def __init__(self, vector: SimVector, decisions: int) -> None:
-        policy = build(POLICY, env=vector.env_spec)
+    def __init__(self, vector: SimVector, node: dict[str, Any], decisions: int) -> None:
+        policy = build(node, env=vector.env_spec)
         terms = {"sparse": {"weight": 1.0, "term": build({"_target_": "rl.rewards.sparse.Sparse"})}}
-        self.learner = Learner(policy, ALGO, terms)
-        self.collector = Collector(vector, policy, decisions=decisions, gamma=ALGO.gamma)
-        self.version, self.learn_s = 0, 0.0
+        cores = len(os.sched_getaffinity(0))  # the simulators rest while it learns
+        self.learner = Learner(policy, Ppo(**ALGO), terms, threads=cores)
+        self.collector = Collector(vector, policy, decisions=decisions, gamma=self.learner.algo.gamma)
 
-    def collect(self) -> tuple[float, float]:
-        """(steps per second, seconds) of one segment."""
-        return self._run(learn=False)
-
-    def collect_and_learn(self) -> tuple[float, float]:
-        """(steps per second, seconds) of one segment and the update that uses it."""
-        return self._run(learn=True)
-
-    def _run(self, *, learn: bool) -> tuple[float, float]:
+    def collect(self, *, learn: bool) -> tuple[float, float]:
+        """(steps per second, seconds) of one segment and, if asked for, the update that uses it."""
         started = time.perf_counter()
-        segment = self.collector.collect(self.version)
+        segment = self.collector.collect(self.learner.iteration)
         if learn:
-            self.learn_s = self.learner.update(segment)["time/learn_s"]
-            self.version += 1
+            self.learner.update(segment)
         spent = time.perf_counter() - started
         return float(segment.duration.sum()) / spent, spent
 
@@ -212,41 +214,44 @@ class Loop:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, seconds: float, count: int, decisions: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rounds of A, B, C, D for about `seconds`; medians of the ratios and of the raw figures."""
-    config = ENVS[name]
-    raw, vectors = None, []
-    try:
+def measure(
+    name: str, policy: str, seconds: float, count: int, decisions: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Rounds of all five for about `seconds`; medians of the ratios and of the raw figures."""
+    config, node = ENVS[name], POLICIES[policy]
+    with contextlib.ExitStack() as stack:
         raw = Raw(config, count)
+        stack.callback(raw.stop)
         vectors = [SimVector([config] * count, max_chunk=CHUNK) for _ in range(2)]
-        vector, loop = Vector(vectors[0]), Loop(vectors[1], decisions)
-        _, block = loop.collect_and_learn()  # warm-up, and the length of a block
-        _, block = loop.collect()
+        for v in vectors:
+            stack.callback(v.close)
+        vector, turns = Vector(vectors[0]), InTurn(vectors[1], node, decisions)
+        path, spec = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "policy", vectors[0].env_spec
+        save(path, build(node, env=spec), node=node, env=spec)
+        whole = WholeRun(path, config, ALGO, rows=count, decisions=decisions, max_lag=1)
+        stack.callback(whole.stop)
+        turns.collect(learn=True)  # warm-up
+        _, block = turns.collect(learn=False)  # the length of a block
         vector.block(block / 4)
         raw.block(block / 4)
         rounds: list[dict[str, float]] = []
         ends = time.perf_counter() + seconds
-        while len(rounds) < 2 or time.perf_counter() + 5 * block < ends:
+        while len(rounds) < 2 or time.perf_counter() + 6 * block < ends:
             row = {"raw": raw.block(block), "vector": vector.block(block)}
-            row["policy"], block = loop.collect()
-            row["loop"], spent = loop.collect_and_learn()
-            row["learn_share"] = loop.learn_s / spent
+            row["policy"], block = turns.collect(learn=False)
+            row["in turn"], _ = turns.collect(learn=True)
+            row["loop"] = whole.block(2 * block)[0]
             rounds.append(row)
-            say(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
-    finally:
-        if raw is not None:
-            raw.stop()
-        for v in vectors:
-            v.close()
+            say(f"{name}, {policy}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()))
     middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
-    ratio = {k: statistics.median(r[k] / r["raw"] for r in rounds) for k in GOALS}
+    ratio = {k: statistics.median(r[k] / r["raw"] for r in rounds) for k in rounds[0]}
     return {"middle": middle, "ratio": ratio, "rounds": len(rounds), "processes": count, "decisions": decisions}
 
 
-def as_results(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def as_results(name: str, policy: str, found: dict[str, Any]) -> dict[str, Any]:
     """name -> ratio, goal and both raw figures, as they are kept in results.json."""
     return {
-        f"rollout/{name}/{what}": {
+        f"rollout/{name}/{policy}/{what}": {
             "ratio": round(found["ratio"][what], 4),
             "goal": goal,
             "steps_per_s": round(found["middle"][what], 2),
@@ -258,16 +263,15 @@ def as_results(name: str, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_table(all_found: dict[str, dict[str, Any]]) -> str:
-    """One row per environment."""
-    head = ["environment", "P", "rounds", "A raw steps/s", "B/A vector (0.95)", "C/A policy (0.90)", "D/A loop (0.85)",
-            "of D, learning"]  # fmt: skip
+def as_table(all_found: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """One row per environment and policy."""
+    head = ["environment", "policy", "P", "rounds", "A raw steps/s", "B/A vector (0.95)", "C/A policy (0.90)",
+            "T/A in turn", "D/A loop (0.85)"]  # fmt: skip
     rows = []
-    for name, found in all_found.items():
-        ratios = [f"{found['ratio'][k]:.3f}" + ("" if found["ratio"][k] >= goal else " *") for k, goal in GOALS.items()]
-        middle = found["middle"]
-        rows.append([name, str(found["processes"]), str(found["rounds"]), f"{middle['raw']:.1f}", *ratios,
-                     f"{100 * middle['learn_share']:.0f} %"])  # fmt: skip
+    for (name, policy), found in all_found.items():
+        shown = {k: f"{v:.3f}" + (" *" if v < GOALS.get(k, 0.0) else "") for k, v in found["ratio"].items()}
+        rows.append([name, policy, str(found["processes"]), str(found["rounds"]), f"{found['middle']['raw']:.1f}",
+                     shown["vector"], shown["policy"], shown["in turn"], shown["loop"]])  # fmt: skip
     return table(head, rows) + "\n\n`*` below its goal (in brackets)."
 
 
@@ -275,9 +279,10 @@ def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=[*ENVS, "all"], default="all")
-    parser.add_argument("--seconds", type=float, default=60.0, help="per environment")
+    parser.add_argument("--policy", choices=[*POLICIES, "all"], default="all")
+    parser.add_argument("--seconds", type=float, default=120.0, help="per environment and policy")
     parser.add_argument("--envs-per-core", type=int, default=2)
-    parser.add_argument("--decisions", type=int, default=16, help="per environment and segment")
+    parser.add_argument("--decisions", type=int, default=32, help="per environment and segment")
     parser.add_argument("--no-write", action="store_true", help="only print")
     parser.add_argument("--raw", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=int, default=0, help=argparse.SUPPRESS)
@@ -291,15 +296,21 @@ def main() -> None:
     count = args.envs_per_core * len(os.sched_getaffinity(0))
     found = {}
     for name in ENVS if args.env == "all" else [args.env]:
-        found[name] = measure(name, args.seconds, count, args.decisions, lambda s: print(s, file=sys.stderr))
+        for policy in POLICIES if args.policy == "all" else [args.policy]:
+            found[name, policy] = measure(
+                name, policy, args.seconds, count, args.decisions, lambda s: print(s, file=sys.stderr)
+            )
+    ray.shutdown()
     print(as_table(found))
     if args.no_write:
         return
-    for name, result in found.items():
-        write_results(as_results(name, result))
+    for (name, policy), result in found.items():
+        write_results(as_results(name, policy, result))
     text = f"## Rollout efficiency\n\n{hardware()}\n\n{as_table(found)}\n\n"
-    text += f"Command: `python -m benchmarks.rollout --env {args.env} --seconds {args.seconds:g}"
-    text += f" --envs-per-core {args.envs_per_core} --decisions {args.decisions}`. What A to D are, says its docstring."
+    text += f"Command: `python -m benchmarks.rollout --env {args.env} --policy {args.policy} --seconds {args.seconds:g}"
+    text += (
+        f" --envs-per-core {args.envs_per_core} --decisions {args.decisions}`. The letters are those of its docstring."
+    )
     write_section("rollout", text)
 
 

@@ -23,22 +23,24 @@ TINY = {
 }
 
 
-def test_measures_four_rates_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_five_rates_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(rollout.ENVS, "toy_5ms", EnvConfig(sim={**rollout.TOY, "step_ms": 1.0, "max_steps": 12}))
     said: list[str] = []
-    found = rollout.measure("toy_5ms", seconds=0.0, count=2, decisions=2, say=said.append)
+    try:
+        found = rollout.measure("toy_5ms", "gaussian", seconds=0.0, count=2, decisions=2, say=said.append)
+    finally:
+        ray.shutdown()
     assert found["rounds"] == len(said) == 2
     middle = found["middle"]
-    assert all(middle[k] > 0 for k in ("raw", "vector", "policy", "loop"))
+    assert all(middle[k] > 0 for k in ("raw", "vector", "policy", "in turn", "loop"))
     assert middle["raw"] <= 2 * 1000  # two processes that need a millisecond of processor time per step
-    assert 0 < middle["learn_share"] < 1
-    results = rollout.as_results("toy_5ms", found)
+    results = rollout.as_results("toy_5ms", "gaussian", found)
     assert {k: v["goal"] for k, v in results.items()} == {
-        "rollout/toy_5ms/vector": 0.95,
-        "rollout/toy_5ms/policy": 0.90,
-        "rollout/toy_5ms/loop": 0.85,
+        "rollout/toy_5ms/gaussian/vector": 0.95,
+        "rollout/toy_5ms/gaussian/policy": 0.90,
+        "rollout/toy_5ms/gaussian/loop": 0.85,
     }
-    assert results["rollout/toy_5ms/vector"]["raw_steps_per_s"] == round(middle["raw"], 2)
+    assert results["rollout/toy_5ms/gaussian/vector"]["raw_steps_per_s"] == round(middle["raw"], 2)
 
 
 def test_measures_a_run_with_and_without_lag_against_bare_stepping() -> None:
@@ -124,11 +126,12 @@ def test_a_difference_is_found_and_its_row_is_marked() -> None:
 
 
 def test_what_misses_its_goal_is_marked() -> None:
-    middle = {"raw": 100.0, "vector": 96.0, "policy": 80.0, "loop": 90.0, "learn_share": 0.1}
-    ratio = {"vector": 0.96, "policy": 0.80, "loop": 0.90}
-    text = rollout.as_table({"toy": {"middle": middle, "ratio": ratio, "rounds": 3, "processes": 4}})
+    middle = {"raw": 100.0, "vector": 96.0, "policy": 80.0, "in turn": 70.0, "loop": 90.0}
+    ratio = {"vector": 0.96, "policy": 0.80, "in turn": 0.70, "loop": 0.90}
+    text = rollout.as_table({("toy", "flow"): {"middle": middle, "ratio": ratio, "rounds": 3, "processes": 4}})
     assert "0.960 " in text
     assert "0.800 *" in text
+    assert "0.700 *" not in text  # has no goal
     assert "0.900 *" not in text
 
 
