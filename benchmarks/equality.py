@@ -15,24 +15,21 @@ Pictures of two 128 px cameras: `exact` beside the untouched package, `fast` and
 """
 
 import argparse
-import importlib
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import simulators
+from benchmarks.simulators import adapter, arm
 from benchmarks.untouched import Reference
-from envs.child import interpreter
 from envs.experts import make_expert
-from envs.types import Env, EnvConfig, EnvError, Observation
+from envs.types import Env, EnvError, Observation
 
-ROOT = Path(__file__).resolve().parents[1]
 CAMERAS = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
 TASKS = {  # LIBERO: two tasks that the expert solves
     "libero_spatial": (0, 2),
@@ -54,20 +51,6 @@ NOTE = """`*` is not what the head of the column asks for. States and observatio
 episodes; episodes within: those below 1e-9; nudged: what `stock` does to itself in the others. Solved again: episodes
 solved with `core: fast` that the untouched package solves with the same actions. Exact pixels: the largest difference,
 of 255. PSNR to `exact`: mean (lowest)."""
-
-
-def target(name: str) -> dict[str, Any]:
-    """The adapter of an environment and its arguments, without cameras and core."""
-    kind = "libero.Libero" if name.startswith("libero") else "robosuite.Robosuite"
-    return {"_target_": f"envs.{kind}", "name": name}
-
-
-def adapter(name: str, *, core: str = "stock", quality: str = "") -> Env:
-    """Our environment; with cameras if a quality is given."""
-    settings = target(name)
-    module, kind = settings.pop("_target_").rsplit(".", 1)
-    make = getattr(importlib.import_module(module), kind)
-    return make(**settings, core=core, cameras=CAMERAS if quality else {}, render_quality=quality or "exact")
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
@@ -191,7 +174,7 @@ def pictures(name: str, task: str, seed: int) -> dict[str, Any]:
     """`exact` beside the untouched package, and the PSNR of the other qualities beside `exact`."""
     env_id = f"{'libero' if name.startswith('libero') else 'robosuite'}/{name}"
     theirs = frames(task, seed, Reference(env_id, task, cameras=CAMERAS))
-    ours = {q: frames(task, seed, adapter(name, quality=q)) for q in ("exact", "fast", "lite")}
+    ours = {q: frames(task, seed, adapter(name, "stock", CAMERAS, q)) for q in ("exact", "fast", "lite")}
     views = [f"image/{camera}" for camera in CAMERAS]
     return {
         "frames": len(theirs) * len(views),
@@ -203,14 +186,9 @@ def pictures(name: str, task: str, seed: int) -> dict[str, Any]:
     }
 
 
-def arm(env: Any) -> Any:
-    """What drives the robot in one of our environments."""
-    return env._arm if hasattr(env, "_arm") else env._scene.arm
-
-
 def play(name: str, *, expert_steps: int, steps: int, cameras: bool) -> Iterator[dict[str, Any]]:
     """One row per episode of the expert, per stretch of random actions and per set of pictures."""
-    fast, stock = adapter(name, core="fast"), adapter(name)
+    fast, stock = (adapter(name, core, CAMERAS) for core in ("fast", "stock"))
     for number in TASKS[name]:
         task, quota, seed = fast.spec.tasks[number], expert_steps // len(TASKS[name]), 0
         reference = Reference(fast.spec.env_id, task)
@@ -237,25 +215,10 @@ def play(name: str, *, expert_steps: int, steps: int, cameras: bool) -> Iterator
 
 def measure(name: str, options: list[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Play one environment in its own interpreter and sum up."""
-    command = [
-        interpreter(EnvConfig(sim=target(name))),
-        "-m",
-        "benchmarks.equality",
-        "--serve",
-        "--env",
-        name,
-        *options,
-    ]
-    threads = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     rows = []
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("{"):
-                rows.append(json.loads(line))
-                say(f"{name}: {line.strip()}")
-    if child.returncode:
-        raise RuntimeError(f"the simulator process of {name} ended with status {child.returncode}")
+    for row in simulators.rows("equality", name, name, options):
+        rows.append(row)
+        say(f"{name}: {json.dumps(row)}")
     return summary(rows)
 
 

@@ -16,28 +16,26 @@ are not timed.
 """
 
 import argparse
-import importlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.child import interpreter
+from benchmarks import simulators
+from benchmarks.simulators import arm
 from envs.experts import make_expert
-from envs.types import Env, EnvConfig
+from envs.types import Env
 
-ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 8  # steps of an action chunk
 TURN = 4 * CHUNK  # steps between two changes of variant: with fewer, all would mostly refill the processor's caches
 SIZE = 128
-CAMERAS = ("agentview", "robot0_eye_in_hand")
+CAMERAS = {"agentview": (SIZE, SIZE), "robot0_eye_in_hand": (SIZE, SIZE)}
+NAMES = {"robosuite_lift": "Lift"}  # where an environment is not called as its simulator calls it
 TASKS = {"robosuite_lift": 0, "libero_spatial": 0, "libero_object": 2, "libero_goal": 1, "libero_10": 4}
 QUALITIES = {"exact": "exact", "quick": "fast", "lite": "lite"}  # variant -> render quality
 GOALS = {  # figure -> (numerator, denominator, at least)
@@ -56,27 +54,16 @@ GOALS = {  # figure -> (numerator, denominator, at least)
 # --- in the simulator's interpreter -----------------------------------------------------------------------------------
 
 
-def target(name: str) -> dict[str, Any]:
-    """The adapter of an environment and its arguments, without cameras and core."""
-    if name.startswith("libero"):
-        return {"_target_": "envs.libero.Libero", "name": name}
-    return {"_target_": "envs.robosuite.Robosuite", "name": "Lift"}
-
-
-def adapter(name: str, core: str, quality: str = "") -> Env:
-    """Our environment; with cameras if a quality is given."""
-    settings = target(name)
-    module, kind = settings.pop("_target_").rsplit(".", 1)
-    cameras = {camera: (SIZE, SIZE) for camera in CAMERAS} if quality else {}
-    make = getattr(importlib.import_module(module), kind)
-    return make(**settings, core=core, cameras=cameras, render_quality=quality or "exact", max_steps=10**9)
+def make(name: str, core: str, quality: str = "") -> Env:
+    """Our environment, in which no episode ends by time."""
+    return simulators.adapter(NAMES.get(name, name), core, CAMERAS, quality, max_steps=10**9)
 
 
 def untouched(name: str, cameras: bool) -> Any:
     """The package's own environment."""
     from benchmarks.untouched import camera_settings, libero_task, robosuite_task
 
-    settings = camera_settings({camera: (SIZE, SIZE) for camera in CAMERAS} if cameras else {})
+    settings = camera_settings(CAMERAS if cameras else {})
     if name.startswith("libero"):
         from envs.libero_assets import suite_tasks
 
@@ -89,12 +76,12 @@ class Bench:
 
     def __init__(self, name: str, cameras: bool, clock: Callable[[], float]) -> None:
         self.name, self.clock = name, clock
-        self.envs = {"stock": adapter(name, "stock"), "fast": adapter(name, "fast")}
+        self.envs = {"stock": make(name, "stock"), "fast": make(name, "fast")}
         self.theirs = {"untouched": untouched(name, False)}
         if cameras:
             self.theirs["untouched cameras"] = untouched(name, True)
             for label, quality in QUALITIES.items():
-                self.envs[label] = adapter(name, "fast", quality)
+                self.envs[label] = make(name, "fast", quality)
                 self.envs[f"{label} of {CHUNK}"] = self.envs[label]  # one environment, two ways to ask it for pictures
         self.task = self.envs["fast"].spec.tasks[TASKS[name]]
 
@@ -165,11 +152,6 @@ class Bench:
         return spent
 
 
-def arm(env: Any) -> Any:
-    """What drives the robot in one of our environments."""
-    return env._arm if hasattr(env, "_arm") else env._scene.arm
-
-
 def timed(play: Callable[[], Any], clock: Callable[[], float]) -> float:
     """Seconds that it takes."""
     started = clock()
@@ -191,18 +173,12 @@ def serve(args: argparse.Namespace) -> None:
 
 def measure(name: str, rounds: int, options: list[str], say: Callable[[str], None]) -> dict[str, Any]:
     """Medians over the rounds: milliseconds per control step, and the ratios."""
-    command = [interpreter(EnvConfig(sim=target(name))), "-m", "benchmarks.sims", "--serve", "--env", name,
-               "--rounds", str(rounds), *options]  # fmt: skip
-    threads = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     found = []
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("{"):
-                found.append(json.loads(line))
-                say(f"{name}: " + ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in found[-1].items()))
+    for row in simulators.rows("sims", name, NAMES.get(name, name), ["--rounds", str(rounds), *options]):
+        found.append(row)
+        say(f"{name}: " + ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in row.items()))
     if len(found) != rounds:
-        raise RuntimeError(f"the simulator process of {name} ended with status {child.returncode}")
+        raise RuntimeError(f"the simulator process of {name} ended after {len(found)} of {rounds} rounds")
     return {
         "ms": {label: 1e3 * statistics.median(row[label] for row in found) for label in found[0]},
         "ratio": {

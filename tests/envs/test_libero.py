@@ -198,7 +198,7 @@ STOCK = """
 import json
 from benchmarks import equality
 from benchmarks.untouched import Reference
-env = equality.adapter("libero_spatial", quality="exact")
+env = equality.adapter("libero_spatial", "stock", equality.CAMERAS, "exact")
 task = env.spec.tasks[3]
 theirs = equality.frames(task, 7, Reference(env.spec.env_id, task, cameras=equality.CAMERAS))
 ours = equality.frames(task, 7, env)

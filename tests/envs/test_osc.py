@@ -237,7 +237,7 @@ EPISODES = """
 import json, sys
 from benchmarks import equality
 suite, task, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-fast, stock = (equality.adapter(suite, core=core) for core in ("fast", "stock"))
+fast, stock = (equality.adapter(suite, core, {}) for core in ("fast", "stock"))
 print(json.dumps(equality.expert_episode(fast, stock, None, fast.spec.tasks[task], seed)))
 """
 
