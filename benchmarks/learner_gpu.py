@@ -7,7 +7,6 @@ the log-probs before learning) per second, divided by that of a large matrix pro
 the same run. Batches come from the host's memory, as in a run, and what the images' bytes cost is in the figures.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import ceiling, choose, flops, machine, seconds
+from benchmarks.gpu import ceilings, flops, machine, parser, precision, read, seconds
 from benchmarks.learner import ALGO, REWARDS
 from benchmarks.synthetic import CASES, Case, make_policy, make_segment
 from benchmarks.tables import table, write_results, write_section
@@ -68,11 +67,11 @@ def measure(case: Case, device: torch.device, rounds: int, size: int, say: Calla
         for name in list(learners) if i % 2 else list(reversed(learners)):
             spent[name].append(seconds(lambda n=name: _update(learners[n], segment), device))
         say(", ".join(f"{name} {values[-1]:.3f} s" for name, values in spent.items()))
-    tops = {"float32": ceiling(device, torch.float32, size), "bf16": ceiling(device, torch.bfloat16, size)}
+    tops = ceilings(device, size)
     decisions = segment.value.numel()
     found = {}
     for name, values in spent.items():
-        middle, top = statistics.median(values), tops["bf16" if variants[name].bf16 else "float32"]
+        middle, top = statistics.median(values), tops[precision(name)]
         found[name] = {
             "samples_per_s": decisions * ALGO.epochs / middle,
             "of_ceiling": work * decisions / middle / top,
@@ -105,7 +104,7 @@ def as_results(name: str, device: torch.device, found: dict[str, Any]) -> dict[s
             "ratio": round(v["of_ceiling"], 4),
             "goal": None,
             "samples_per_s": round(v["samples_per_s"], 1),
-            "ceiling_tflops": round(found["tflops"]["bf16" if variant.startswith("bf16") else "float32"], 2),
+            "ceiling_tflops": round(found["tflops"][precision(variant)], 2),
             "rounds": found["rounds"],
         }
         for variant, v in found["variants"].items()
@@ -123,18 +122,7 @@ def as_table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), default="large")
-    parser.add_argument("--device", default="", help="cuda or cpu; CUDA if it is there")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--size", type=int, default=8192, help="of the matrices of the ceiling")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    try:
-        device = choose(args.device)
-    except ValueError as e:
-        parser.error(str(e))
+    args, device = read(parser(__doc__, VARIANTS, rounds=7))
     variants = {name: VARIANTS[name] for name in dict.fromkeys(["float32", *args.variants])}
     found = measure(CASES[args.case], device, args.rounds, args.size, lambda s: print(s, file=sys.stderr), variants)
     print(as_table(found))

@@ -5,7 +5,6 @@ worker waits for. Variants and batch sizes alternate; figures are medians over t
 products and convolutions per second divided by those of a large matrix product of the same precision.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu import ceiling, choose, flops, machine, seconds
+from benchmarks.gpu import ceilings, flops, machine, parser, precision, read, seconds
 from benchmarks.synthetic import CASES, Case, make_policy, observations
 from benchmarks.tables import table, write_results, write_section
 from pretrained.types import ObsBatch
@@ -69,10 +68,10 @@ def measure(case: Case, device: torch.device, batches: Sequence[int], rounds: in
     for i in range(rounds):
         for name, n in list(spent) if i % 2 else list(reversed(spent)):
             spent[name, n].append(seconds(lambda n=n, one=acting[name]: one.decide(seen[n]), device))
-    tops = {"float32": ceiling(device, torch.float32, size), "bf16": ceiling(device, torch.bfloat16, size)}
+    tops = ceilings(device, size)
     found = {}
     for (name, n), values in spent.items():
-        middle, top = statistics.median(values), tops["bf16" if variants[name].bf16 else "float32"]
+        middle, top = statistics.median(values), tops[precision(name)]
         found[name, n] = {"per_s": n / middle, "ms": 1e3 * middle, "of_ceiling": work * n / middle / top}
     return {"points": found, "tflops": {k: v / 1e12 for k, v in tops.items()}, "mflop": work / 1e6, "rounds": rounds}
 
@@ -84,7 +83,7 @@ def as_results(name: str, device: torch.device, found: dict[str, Any]) -> dict[s
             "ratio": round(v["of_ceiling"], 5),
             "goal": None,
             "decisions_per_s": round(v["per_s"], 1),
-            "ceiling_tflops": round(found["tflops"]["bf16" if variant.startswith("bf16") else "float32"], 2),
+            "ceiling_tflops": round(found["tflops"][precision(variant)], 2),
             "rounds": found["rounds"],
         }
         for (variant, n), v in found["points"].items()
@@ -102,19 +101,9 @@ def as_table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), default="large")
-    parser.add_argument("--device", default="", help="cuda or cpu; CUDA if it is there")
-    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--size", type=int, default=8192, help="of the matrices of the ceiling")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--no-write", action="store_true", help="only print")
-    args = parser.parse_args()
-    try:
-        device = choose(args.device)
-    except ValueError as e:
-        parser.error(str(e))
+    options = parser(__doc__, VARIANTS, rounds=15)
+    options.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    args, device = read(options)
     found = measure(CASES[args.case], device, args.batches, args.rounds, args.size,
                     lambda s: print(s, file=sys.stderr), {n: VARIANTS[n] for n in args.variants})  # fmt: skip
     print(as_table(found))
