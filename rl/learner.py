@@ -80,7 +80,7 @@ class Learner:
     def _update(self, segment: Segment) -> Metrics:
         stage = self.algo.stage(self.iteration)
         self._enter(stage)
-        batch, metrics = self._targets(segment)
+        batch, metrics = self.targets(segment)
         first = self._minibatches(batch)
         metrics |= self._rescore(batch, first, segment.version)
         learned: list[Metrics] = []
@@ -174,7 +174,8 @@ class Learner:
             p.grad = None
         self.lr_scale = stage.lr_scale
 
-    def _targets(self, segment: Segment) -> tuple[Batch, Metrics]:
+    def targets(self, segment: Segment) -> tuple[Batch, Metrics]:
+        """Rewards, advantages and returns of a segment, as the batch that learning cuts up."""
         reward, metrics = combine(self.rewards, segment, self.algo.gamma)
         done = segment.terminated | segment.truncated
         if self.algo.return_scale:

@@ -185,7 +185,7 @@ def _rollup(pid: int | str) -> dict[str, float]:
 
 def _kept(learner: Learner, segment: Segment) -> float:
     """Bytes held for the gradients of one row, in the stage of a run that holds most."""
-    batch, _ = learner._targets(segment)
+    batch, _ = learner.targets(segment)
     rows = batch.valid.shape[0]
     return max(_kept_in(learner, batch, stage) for stage in learner.algo.stages) / rows
 

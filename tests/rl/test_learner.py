@@ -125,13 +125,13 @@ def test_decisions_of_an_older_policy_are_weighted() -> None:
     one = learner(policy, lr=1e-3)
     segment = make_segment(policy)
     assert "loss/lag_weight" not in one.update(segment)
-    batch, _ = one._targets(segment)
+    batch, _ = one.targets(segment)
     metrics = one._rescore(batch, one._minibatches(batch), 0)  # of version 0, while the learner is at 1
     expected = (log_probs(policy, segment) - segment.log_prob).sum(-1).exp().clamp(max=2.0)
     torch.testing.assert_close(batch.weight.flatten(), expected.flatten(), atol=1e-4, rtol=1e-3)
     assert float((expected - 1).abs().max()) > 0.01
     assert metrics["loss/lag_weight"] == pytest.approx(float(expected.mean()), rel=1e-3)
-    fresh, _ = one._targets(segment)
+    fresh, _ = one.targets(segment)
     metrics = one._rescore(fresh, one._minibatches(fresh), 1)
     assert bool((fresh.weight == 1).all())
     assert "loss/lag_weight" not in metrics
@@ -288,7 +288,7 @@ def test_streams_stay_whole_for_a_policy_with_memory() -> None:
     for memory, streams, t in (("none", 24, 1), ("gru", 4, 6)):
         policy = make_policy("gaussian", memory=memory)
         one = learner(policy, minibatches=3)
-        batch, _ = one._targets(make_segment(policy, 4, 6))
+        batch, _ = one.targets(make_segment(policy, 4, 6))
         assert batch.valid.shape == (streams, t)
         parts = one._minibatches(batch)
         assert len(parts) == 3
