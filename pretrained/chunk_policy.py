@@ -12,7 +12,6 @@ Letters as in `pretrained.types`; B rows are N, or N T when sequences are scored
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from envs.build import build
 from envs.types import EnvSpec
 from pretrained import chain
 from pretrained.encoders import Encoder
-from pretrained.frozen import FrozenActor
+from pretrained.frozen_actor import FrozenActor
 from pretrained.heads import Kernel, Lesson
 from pretrained.networks import (
     Critic,
@@ -30,6 +29,7 @@ from pretrained.networks import (
     random_shift,
 )
 from pretrained.normalize import ActionNormalizer, ProprioNormalizer
+from pretrained.observations import checked
 from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
 
 NETWORKS = {
@@ -72,16 +72,9 @@ class ChunkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel: Kernel = build(kernel)
-        seen = {c: env.cameras[c] for c in _cameras(env, cameras)}
-        self.spec = PolicySpec(
-            cameras=seen,
-            proprio=tuple(env.proprio),
-            actions=env.actions,
-            low=env.low,
-            high=env.high,
-            action_convention=env.action_convention,
-            control_hz=env.control_hz,
-            num_actions=env.num_actions,
+        self.spec = PolicySpec.of(
+            env,
+            cameras,
             horizon=horizon,
             execute=horizon if execute is None else execute,
             history=history,
@@ -97,7 +90,7 @@ class ChunkPolicy(nn.Module):
         mode = "identity" if self.kernel.discrete else normalize
         self.actions = ActionNormalizer(env.low, env.high, mode=mode, binary=binary)
         self.proprio = ProprioNormalizer(self.spec.proprio, quaternions=quaternions)
-        self.encoder = build(encoder, cameras=seen)
+        self.encoder = build(encoder, cameras=self.spec.cameras)
         self.towers = cast(Encoder, self.encoder)
         self.frozen_encoder = frozen_encoder or self.towers.always_frozen
         if self.frozen_encoder:
@@ -147,8 +140,8 @@ class ChunkPolicy(nn.Module):
     @torch.no_grad()
     def encode(self, obs: ObsBatch) -> Features:
         """Checked tensors: images (or, with a frozen encoder, their vectors), proprioception, instruction, hints."""
-        x: Features = {"proprio": self._proprio(obs)}
-        images = {c: self._image(obs, c, size) for c, size in self.spec.cameras.items()}
+        images, proprio = checked(obs, self.spec, self.device, history=self.spec.history)
+        x: Features = {"proprio": proprio}
         tokens = self.towers.tokens(obs.texts).to(self.device)
         if self.frozen_encoder:
             n, steps = x["proprio"].shape[:2]
@@ -160,31 +153,6 @@ class ChunkPolicy(nn.Module):
             x |= {f"image/{c}": v for c, v in images.items()}
             x["tokens"] = tokens
         return x | {f"hint/{k}": v.to(self.device) for k, v in obs.hints.items()}
-
-    def _proprio(self, obs: ObsBatch) -> Tensor:
-        proprio = _tensor(obs.proprio, self.device).float()
-        expected = (len(obs), self.spec.history, len(self.spec.proprio))
-        if tuple(proprio.shape) != expected:
-            raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected {expected}, [N, L, P]")
-        if not bool(torch.isfinite(proprio).all()):
-            row, _, entry = (int(i) for i in (~torch.isfinite(proprio)).nonzero()[0])
-            name = self.spec.proprio[entry]
-            raise ValueError(f"proprioception '{name}' of row {row} is not finite; check the simulator's state")
-        return proprio
-
-    def _image(self, obs: ObsBatch, camera: str, size: tuple[int, int]) -> Tensor:
-        if camera not in obs.images:
-            raise ValueError(
-                f"camera '{camera}' is missing; expected {list(self.spec.cameras)}, got {list(obs.images)}"
-            )
-        image = _tensor(obs.images[camera], self.device)
-        expected = (len(obs), self.spec.history, *size, 3)
-        if image.dtype != torch.uint8 or tuple(image.shape) != expected:
-            raise ValueError(
-                f"camera '{camera}': expected uint8 {expected}, [N, L, Y, X, 3], got {image.dtype} "
-                f"{tuple(image.shape)}; set the camera size of the environment to that of the policy"
-            )
-        return image
 
     def condition(self, x: Features) -> tuple[Tensor, Tensor]:
         """Features [B, ...] -> fused [B, D] and z-scored proprioception [B, L P]."""
@@ -337,18 +305,6 @@ def _renew_base(policy: nn.Module, keys: Any) -> None:
     assert isinstance(policy, ChunkPolicy)
     if policy.base is not None and any(key.startswith("base.") for key in keys.missing_keys):
         policy.base.take(*policy._tuned_parts())
-
-
-def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On `device`, and never a view of the caller's array, which the simulator may overwrite."""
-    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)
-
-
-def _cameras(env: EnvSpec, wanted: Sequence[str] | None) -> list[str]:
-    missing = [c for c in wanted or () if c not in env.cameras]
-    if missing:
-        raise ValueError(f"cameras {missing} are not in {env.env_id}; it has {list(env.cameras)}")
-    return list(env.cameras if wanted is None else wanted)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.types import EnvSpec
+
 Metrics = dict[str, float]
 Features = dict[str, Tensor]  # what `encode` returns and a segment stores; every value is [N, ...] or [N, T, ...]
 Memory = dict[str, Tensor]  # what a policy remembers between decisions, rows along N; {} if memoryless
@@ -41,6 +43,27 @@ class PolicySpec:
     @property
     def action_dim(self) -> int:
         return len(self.actions)
+
+    @staticmethod
+    def of(env: EnvSpec, cameras: Sequence[str] | None = None, **own: Any) -> "PolicySpec":
+        """What a policy of `env` sees and does, with all its cameras unless some are named; `own` are other fields.
+
+        Raises ValueError if the environment has no such camera.
+        """
+        chosen = list(env.cameras if cameras is None else cameras)
+        if missing := [c for c in chosen if c not in env.cameras]:
+            raise ValueError(f"cameras {missing} are not in {env.env_id}; it has {list(env.cameras)}")
+        return PolicySpec(
+            cameras={c: env.cameras[c] for c in chosen},
+            proprio=tuple(env.proprio),
+            actions=env.actions,
+            low=env.low,
+            high=env.high,
+            action_convention=env.action_convention,
+            control_hz=env.control_hz,
+            num_actions=env.num_actions,
+            **own,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

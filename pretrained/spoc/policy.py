@@ -14,7 +14,6 @@ otherwise.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from envs.types import EnvSpec
 from pretrained import chain
 from pretrained.heads import Categorical
+from pretrained.observations import checked, on
 from pretrained.spoc.frozen import FrozenTowers
 from pretrained.spoc.network import Moments, Past, Sizes, Tower
 from pretrained.spoc.quirks import choose
@@ -69,8 +69,8 @@ class Spoc(nn.Module):
         position table is resized, as DINOv2 does itself (offset) or as transformers does (exact)."""
         super().__init__()
         self.quirks = choose(quirks, switches or {})
-        self.spec = _spec(env, cameras)
-        _check(env, in_hand, window, positions, forbidden)
+        self.spec = PolicySpec.of(env, cameras, memoryless=False)
+        _check(env, self.spec, in_hand, window, positions, forbidden)
         self.holds = list(env.proprio).index(in_hand) if in_hand else None
         self.forbidden = sorted(set(forbidden))
         self.window, self.max_time, self.half_features = window, max_time, half_features
@@ -102,8 +102,7 @@ class Spoc(nn.Module):
     @torch.no_grad()
     def encode(self, obs: ObsBatch) -> Features:
         """Pooled maps [N, cameras, C, *grid], tokens int64 [N, S] and in_hand int64 [N] of the last moment."""
-        images, proprio = {c: _tensor(v, self.device) for c, v in obs.images.items()}, _tensor(obs.proprio, self.device)
-        self._check_obs(obs, images, proprio)
+        images, proprio = checked(obs, self.spec, self.device, history=None)
         maps = torch.stack([self.encoder.maps(images[c][:, -1]) for c in self.spec.cameras], 1)
         return {
             "maps": maps.half() if self.half_features else maps,
@@ -115,26 +114,6 @@ class Spoc(nn.Module):
         if self.holds is None:
             return torch.zeros(proprio.shape[:-1], dtype=torch.int64, device=self.device)
         return (proprio[..., self.holds] > 0.5).long()
-
-    def _check_obs(self, obs: ObsBatch, images: Mapping[str, Tensor], proprio: Tensor) -> None:
-        for camera, size in self.spec.cameras.items():
-            if camera not in images:
-                raise ValueError(
-                    f"camera '{camera}' is missing; expected {list(self.spec.cameras)}, got {list(images)}"
-                )
-            image, expected = images[camera], (len(obs), proprio.shape[1], *size, 3)
-            if image.dtype != torch.uint8 or tuple(image.shape) != expected:
-                raise ValueError(
-                    f"camera '{camera}': expected uint8 {expected}, [N, L, Y, X, 3], got {image.dtype} "
-                    f"{tuple(image.shape)}; set the camera size of the environment to that of the policy"
-                )
-        if proprio.shape[0] != len(obs) or proprio.shape[2] != len(self.spec.proprio):
-            expected = (len(obs), proprio.shape[1], len(self.spec.proprio))
-            raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected {expected}, [N, L, P]")
-        if not bool(torch.isfinite(proprio).all()):
-            row, _, entry = (int(i) for i in (~torch.isfinite(proprio)).nonzero()[0])
-            name = self.spec.proprio[entry]
-            raise ValueError(f"proprioception '{name}' of row {row} is not finite; check the simulator's state")
 
     def moments(self, x: Features, last_action: Tensor, time: Tensor) -> Moments:
         """Features [N, T, ...] with what the memory knows; sentences are cut to the longest of the call."""
@@ -273,8 +252,8 @@ class Spoc(nn.Module):
         x = dict(demo.obs.hints)
         if "maps" not in x:
             flat = ObsBatch(
-                {c: _tensor(v, self.device).flatten(0, 1)[:, None] for c, v in demo.obs.images.items()},
-                _tensor(demo.obs.proprio, self.device).flatten(0, 1)[:, None],
+                {c: on(v, self.device).flatten(0, 1)[:, None] for c, v in demo.obs.images.items()},
+                on(demo.obs.proprio, self.device).flatten(0, 1)[:, None],
                 [text for text in demo.obs.texts for _ in range(t)],
             )
             x |= {k: v.unflatten(0, (b, t)) for k, v in self.encode(flat).items()}
@@ -326,32 +305,11 @@ class Spoc(nn.Module):
         """Nothing is normalised."""
 
 
-def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On `device`, and never a view of the caller's array, which the simulator may overwrite."""
-    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)
-
-
-def _spec(env: EnvSpec, cameras: Sequence[str] | None) -> PolicySpec:
-    chosen = list(env.cameras if cameras is None else cameras)
-    missing = [c for c in chosen if c not in env.cameras]
-    if missing or not chosen:
-        raise ValueError(f"cameras {missing or chosen} are not in {env.env_id}; it has {list(env.cameras)}")
-    return PolicySpec(
-        cameras={c: env.cameras[c] for c in chosen},
-        proprio=tuple(env.proprio),
-        actions=env.actions,
-        low=env.low,
-        high=env.high,
-        action_convention=env.action_convention,
-        control_hz=env.control_hz,
-        num_actions=env.num_actions,
-        memoryless=False,
-    )
-
-
-def _check(env: EnvSpec, in_hand: str, window: int, positions: str, forbidden: Sequence[int]) -> None:
+def _check(env: EnvSpec, spec: PolicySpec, in_hand: str, window: int, positions: str, forbidden: Sequence[int]) -> None:
     if not env.num_actions:
         raise ValueError(f"{env.env_id} has continuous actions {list(env.actions)}; Spoc decides among discrete ones")
+    if not spec.cameras:
+        raise ValueError(f"policy.cameras is empty; Spoc sees, so name some of {list(env.cameras)}")
     if in_hand and in_hand not in env.proprio:
         raise ValueError(
             f"{env.env_id} has no proprioception '{in_hand}', only {list(env.proprio)}; set policy.in_hand to one of "
