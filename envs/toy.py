@@ -43,6 +43,7 @@ class Toy:
         max_steps: int = 24,
         tasks: Sequence[str] = TASKS,
         hold: int = 2,
+        relay: bool = False,
         crash_at: Optional[int] = None,
         hang_at: Optional[int] = None,
         nan_at: Optional[int] = None,
@@ -54,7 +55,8 @@ class Toy:
         """The `*_at` are step numbers of an episode (0: the reset) at which the process dies, sleeps for ever, or from
         which on proprioception is NaN or frames are black; with `fault_seed`, in episodes of that seed only.
         A step uses up `step_ms` of processor time, as a slow simulator would, and sleeps for `wait_ms`, as one whose
-        physics run on another machine would."""
+        physics run on another machine would. With `relay` both discs are wanted, one after the other: the instruction
+        changes inside the episode, and each pays 1."""
         if name not in ("reach", "reach_discrete"):
             raise EnvError(f"toy: there is no '{name}'; expected 'reach' or 'reach_discrete'")
         unknown = sorted(set(tasks) - set(TASKS))
@@ -62,6 +64,7 @@ class Toy:
             raise EnvError(f"toy: tasks {list(tasks)} are not all known; expected some of {list(TASKS)}")
         self.discrete = discrete or name == "reach_discrete"
         self.hold, self.step_ms, self.wait_ms = hold, step_ms, wait_ms
+        self.relay, self.legs = relay, 1
         self.faults = {"crash": crash_at, "hang": hang_at, "nan": nan_at, "black": black_at}
         self.fault_seed = fault_seed
         self.spec = _spec(self.discrete, _cameras(cameras, size), max_steps, tuple(tasks))
@@ -79,6 +82,7 @@ class Toy:
         rng = np.random.default_rng(seed)
         self.hand, self.discs["red"], self.discs["blue"] = _layout(rng)
         self.task, self.seed, self.steps, self.held = task, seed, 0, 0
+        self.legs = 2 if self.relay else 1
         self.first = self._distance()
         self.running = True
         self._misbehave()
@@ -95,7 +99,11 @@ class Toy:
         move = MOVES[int(action[0])] if self.discrete else action
         self.hand = np.clip(self.hand + STEP * move, -1.0, 1.0)
         self.held = self.held + 1 if self._distance() <= RADIUS else 0
-        success = self.held >= self.hold
+        reached = self.held >= self.hold
+        success = reached and self.legs == 1
+        if reached and not success:
+            self.task, self.held, self.legs = ("blue" if self.task == "red" else "red"), 0, 1
+            self.first = self._distance()
         truncated = not success and self.steps >= self.spec.max_steps
         self.running = not (success or truncated)
         obs = self._observe(render)
@@ -103,7 +111,7 @@ class Toy:
             pass
         if self.wait_ms:
             time.sleep(self.wait_ms / 1e3)
-        return Step(obs, float(success), success, truncated, success)
+        return Step(obs, float(reached), success, truncated, success)
 
     def render(self) -> Dict[str, np.ndarray]:
         """Pictures of the present state: "top" shows the whole plane, "hand" the surroundings of the hand."""

@@ -48,6 +48,7 @@ class Arrival:
     success: bool = False
     frames: dict[str, np.ndarray] = field(default_factory=dict)  # uint8 [executed, Y, X, 3] if all were rendered
     failure: Failure | None = None
+    renewed: bool = False  # the instruction changed inside the episode: another task begins, the chunk was cut short
 
 
 @dataclass
@@ -169,7 +170,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if kind == "reset":
             row.instruction = reply["instruction"]
             return Arrival("reset", self._observation(row), np.zeros(0, np.float32))
-        n = reply["executed"]
+        n, renewed = reply["executed"], reply["instruction"] != row.instruction
+        row.instruction = reply["instruction"]
         every = row.render == "all"
         frames = {c: row.child.slab["video/" + c][:n] for c in self.env_spec.cameras} if every else {}
         return Arrival(
@@ -181,6 +183,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             reply["truncated"],
             reply["success"],
             frames,
+            renewed=renewed,
         )
 
     def pids(self) -> list[int]:

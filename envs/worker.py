@@ -28,6 +28,7 @@ class _Host:
         self.env: Optional[Env] = None
         self.slab: Dict[str, np.ndarray] = {}
         self.running = False  # inside an episode
+        self.instruction = ""
 
     def open(self, message: Dict[str, Any]) -> Dict[str, Any]:
         self.env = build(message["sim"])
@@ -42,11 +43,11 @@ class _Host:
     def reset(self, message: Dict[str, Any]) -> Dict[str, Any]:
         obs = self._env().reset(message["task"], message["seed"])
         self._write(obs, images=obs.images)
-        self.running = True
+        self.running, self.instruction = True, obs.instruction
         return {"instruction": obs.instruction}
 
     def step(self, message: Dict[str, Any]) -> Dict[str, Any]:
-        """Execute n actions open loop, stop at the end of the episode, render as asked."""
+        """Execute n actions open loop, stop at the end of the episode or of a task in it, render as asked."""
         if not self.running:
             raise ResetNeeded(f"{self._env().spec.env_id}: step before reset; call reset after an episode has ended")
         env, n, render = self._env(), message["n"], message["render"]
@@ -59,8 +60,11 @@ class _Host:
             if step.terminated or step.truncated:
                 self.running = False
                 break
+            if step.obs.instruction != self.instruction:  # the rest of the chunk was meant for the task before
+                self.instruction = step.obs.instruction
+                break
         images = step.obs.images
-        if not images and render != "none":  # the episode ended inside the chunk
+        if not images and render != "none":  # it ended inside the chunk
             images = env.render()
         self._write(step.obs, images)
         return {
@@ -68,6 +72,7 @@ class _Host:
             "terminated": bool(step.terminated),
             "truncated": bool(step.truncated),
             "success": bool(step.success),
+            "instruction": step.obs.instruction,
         }
 
     def close(self) -> None:

@@ -207,7 +207,8 @@ class Collector:
             self.before[i] = self._kept(arrival.obs)
             self.ready[i], self.fresh[i] = True, True
             return
-        self.history.push(i, arrival.obs, first=False)
+        self.history.push(i, arrival.obs, first=arrival.renewed)
+        self.fresh[i] = arrival.renewed  # another task: neither history nor memory of the one before
         episode.length += arrival.executed
         episode.reward += float(arrival.rewards.sum())
         after = self._kept(arrival.obs)

@@ -199,9 +199,12 @@ class Episodes:
         # The policy's noise belongs to the episode, not to the row or the batch it happens to run in.
         rng = torch.Generator().manual_seed(seed * 7919 + self.vector.env_spec.tasks.index(task))
         self.live[i] = _Live(k, task, seed, attempt, rng)
+        self._forget(i)
+        self.vector.send_reset(i, task, seed)
+
+    def _forget(self, i: int) -> None:
         for name, value in self.policy.initial_memory(1).items():
             self.memory[name][i] = value[0]
-        self.vector.send_reset(i, task, seed)
 
     def _decide(self, rows: list[int]) -> None:
         index = torch.tensor(rows)
@@ -233,9 +236,13 @@ class Episodes:
             self._start(i)
             return False
         assert arrival.obs is not None
-        self.history.push(i, arrival.obs, first=arrival.kind == "reset")
+        self.history.push(i, arrival.obs, first=arrival.kind == "reset" or arrival.renewed)
         if arrival.kind == "reset":
             return True
+        if arrival.renewed:  # another task: no memory of the one before
+            self._forget(i)
+        if live.actions:  # an episode or a task may end inside its chunk
+            live.actions[-1] = live.actions[-1][: arrival.executed]
         live.length += arrival.executed
         live.reward += float(arrival.rewards.sum())
         if not (arrival.terminated or arrival.truncated):
@@ -249,7 +256,7 @@ class Episodes:
         record = EpisodeRecord(env, live.task, live.seed, success, live.length, live.reward, not cause, cause)
         self.done[live.plan] = record
         if live.actions and not cause:
-            actions = np.concatenate(live.actions)[: live.length]  # an episode may end inside its last chunk
+            actions = np.concatenate(live.actions)
             name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
             self.takes[name] = Take(live.task, live.seed, actions, success, live.reward)
         if self.report is not None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from envs.experts import make_expert
 from envs.toy import Toy
 from envs.types import EnvConfig, EnvError, ResetNeeded
 from envs.vector import Arrival, RestartBudget, SimVector
@@ -123,6 +124,30 @@ def test_the_final_picture_is_rendered_when_the_episode_ends_inside_a_chunk(vect
     assert a.truncated
     assert a.obs is not None
     np.testing.assert_array_equal(a.obs.images["top"], last.obs.images["top"])
+
+
+def test_a_new_instruction_inside_an_episode_ends_the_chunk(vector: Make) -> None:
+    v, expert = vector(config=toy(relay=True, hold=1, max_steps=40)), make_expert("toy/reach", "red")
+    first = reset(v, seed=3)
+    assert first.obs is not None
+    texts, rewards, a = [first.obs.instruction], 0.0, first
+    while not a.terminated:
+        assert a.obs is not None
+        toward = np.repeat(expert.act(a.obs)[None], 4, axis=0)  # four times the same: it stops inside a chunk
+        a = step(v, chunk=toward, render="all")
+        assert a.obs is not None
+        assert len(a.frames["top"]) == a.executed
+        rewards += float(a.rewards.sum())
+        assert a.renewed == (a.obs.instruction != texts[-1])
+        if a.renewed:
+            assert a.rewards[-1] == 1.0
+            texts.append(a.obs.instruction)
+    assert texts == ["reach the red target", "reach the blue target"]
+    assert (rewards, a.success, a.renewed) == (2.0, True, False)
+    again = reset(v, seed=3)
+    assert again.obs is not None
+    assert again.obs.instruction == texts[0]
+    assert not again.renewed
 
 
 # --- failures ---

@@ -229,3 +229,41 @@ def test_memory_starts_afresh_in_every_episode() -> None:
         assert after[1] == alone[0]
     finally:
         vector.close()
+
+
+def test_a_task_inside_an_episode_starts_without_history_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the instruction changes, the policy forgets, and the rest of its chunk is not executed."""
+    vector = SimVector([toy(relay=True, hold=1, max_steps=60, size=[16, 16])])
+    try:
+        policy = make_policy("gaussian", execute=4, memory="gru", history=2)
+        episodes = Episodes(vector, policy, [("red", s) for s in range(12)], greedy=False, videos=12)
+        seen: list[tuple[str, bool, bool]] = []
+        decide, act = episodes._decide, policy.act
+        noise = torch.Generator().manual_seed(0)
+
+        def wander(*args: Any, **kwargs: Any) -> Any:
+            decision, memory = act(*args, **kwargs)
+            move = 2 * torch.rand(decision.chunk[:, :1].shape, generator=noise) - 1
+            return decision._replace(chunk=move.expand_as(decision.chunk)), memory
+
+        monkeypatch.setattr(policy, "act", wander)
+
+        def note(rows: list[int]) -> None:
+            images = episodes.history.images["top"][0]
+            fresh = bool((images[0] == images[1]).all()), all(not bool(v[0].any()) for v in episodes.memory.values())
+            seen.append((episodes.history.texts[0], *fresh))
+            decide(rows)
+
+        monkeypatch.setattr(episodes, "_decide", note)
+        with torch.no_grad():
+            done = episodes.run()
+    finally:
+        vector.close()
+    changes = [i for i in range(1, len(seen)) if seen[i][0] != seen[i - 1][0]]
+    assert any(record.reward >= 1 for record in done)
+    assert changes
+    for i in changes:
+        assert seen[i][1:] == (True, True)
+    assert any(not forgot for _, _, forgot in seen)
+    for record, take in zip(done, episodes.takes.values(), strict=True):
+        assert len(take.actions) == record.length
