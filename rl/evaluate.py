@@ -28,6 +28,7 @@ from envs.vector import Arrival, SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
 from pretrained.types import Policy
+from rl.chains import chain_tables
 from rl.collect import TRAINING_SEEDS, History
 from rl.stats import wilson
 from rl.types import EpisodeRecord
@@ -98,17 +99,21 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         vector.close()
         _write_records(out, episodes.records)
         videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
-    summary = summarise(episodes.records) | {
-        "env": spec.env_id,
-        "checkpoint": str(checkpoint),
-        "seed_start": run.seed_start,
-        "greedy": run.greedy,
-        "restarts": restarts,
-        "cameras": {name: list(size) for name, size in spec.cameras.items()},
-        "videos": videos,
-        "wall_s": round(time.time() - started, 1),
-        "command": run.command,
-    }
+    summary = (
+        summarise(episodes.records)
+        | chain_tables(episodes.records)
+        | {
+            "env": spec.env_id,
+            "checkpoint": str(checkpoint),
+            "seed_start": run.seed_start,
+            "greedy": run.greedy,
+            "restarts": restarts,
+            "cameras": {name: list(size) for name, size in spec.cameras.items()},
+            "videos": videos,
+            "wall_s": round(time.time() - started, 1),
+            "command": run.command,
+        }
+    )
     _write_summary(out, summary)
     if not summary["episodes"]:
         records = episodes.records
