@@ -29,7 +29,7 @@ demo: setup
 	$(PY) launch.py demo
 
 simulators: setup
-	@$(PY) launch.py install libero robosuite15
+	@$(PY) launch.py install libero robosuite15 calvin
 
 test: setup simulators
 	@$(PY) -m pytest -q --durations=15 $(PYTEST_ARGS)
