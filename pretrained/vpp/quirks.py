@@ -1,0 +1,54 @@
+"""Where VPP may do as the original does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+CHOICES = {
+    "cross_attention": ("full", "causal"),
+    "frame_mask": ("attention", "embedding"),
+    "fps": ("trained", "four"),
+    "noise": ("stored", "fresh"),
+    "preview_augmentation": ("none", "default"),
+}
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """What the original does that one would not do again. The first setting of each is the repaired one."""
+
+    # "causal": action i sees the context tokens 0 to i only, and most of the 225 tokens are never looked at. Published
+    # weights were trained so.
+    cross_attention: str = "full"
+    # "embedding": a frame that is masked loses its frame embedding, and is attended to like every other.
+    frame_mask: str = "attention"
+    # "four": features are taken at 4 frames per second, while the video model was trained at 7. Published weights were
+    # trained so.
+    fps: str = "trained"
+    # "fresh": each call draws other noise for the video model, so that one picture has many features. The seed is
+    # stored with the features either way.
+    noise: str = "stored"
+    # "default": previews tell the video model of an augmentation of 0.02 that nobody added.
+    preview_augmentation: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"quirk {name} '{getattr(self, name)}' is unknown; expected {' or '.join(allowed)}")
+
+
+FIXED = Quirks()
+FAITHFUL = Quirks(**{name: allowed[1] for name, allowed in CHOICES.items()})
+
+
+def choose(preset: str, switches: Mapping[str, Any]) -> Quirks:
+    """A preset with single fields changed. Raises ValueError naming what is unknown."""
+    presets = {"fixed": FIXED, "faithful": FAITHFUL}
+    known = [f.name for f in fields(Quirks)]
+    unknown = sorted(set(switches) - set(known))
+    if preset not in presets or unknown:
+        what = (
+            f"switches {unknown} are unknown; expected some of {known}" if unknown else f"quirks '{preset}' is unknown"
+        )
+        raise ValueError(f"{what}; quirks is 'fixed' or 'faithful', and switches change single fields of it")
+    return Quirks(**{name: switches.get(name, getattr(presets[preset], name)) for name in known})
