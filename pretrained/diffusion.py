@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pretrained.heads import Lesson, Link, check_steps, every_link
+from pretrained.heads import Lesson, Link, bounded_std, check_bounds, check_steps, every_link
 from pretrained.types import rand, randn
 
 
@@ -149,37 +149,79 @@ class Ddim:
 
 
 @lru_cache(maxsize=64)
-def _sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float, device: torch.device) -> Tensor:
-    """[steps + 1] Karras et al. 2022, equation 5; the last is 0."""
+def sigma_list(
+    steps: int, sigma_min: float, sigma_max: float, rho: float, spacing: str, device: torch.device
+) -> Tensor:
+    """[steps + 1] noise levels, the last 0: Karras et al. 2022, equation 5, or evenly spaced logarithms."""
     u = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-    root = 1 / rho
-    s = (sigma_max**root + u * (sigma_min**root - sigma_max**root)) ** rho
+    if spacing == "exponential":
+        s = sigma_max * (sigma_min / sigma_max) ** u
+    else:
+        root = 1 / rho
+        s = (sigma_max**root + u * (sigma_min**root - sigma_max**root)) ** rho
     return torch.cat([s, s.new_zeros(1)]).float().to(device)
+
+
+def log_logistic(uniform: Tensor, median: float, scale: float, low: float, high: float) -> Tensor:
+    """Noise levels between `low` and `high` whose logarithm is logistic, from uniform numbers; float64 inside."""
+    ends = [1 / (1 + math.exp(-(math.log(s) - math.log(median)) / scale)) for s in (low, high)]
+    u = uniform.double() * (ends[1] - ends[0]) + ends[0]
+    return torch.exp(torch.logit(u) * scale + math.log(median)).float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edm:
-    """EDM (Karras et al. 2022) with ancestral steps. x is not scaled: x_0 has standard deviation sigma_max."""
+    """EDM (Karras et al. 2022) with ancestral steps. x is not scaled: x_0 has standard deviation sigma_max.
+
+    Without noise its step is also that of DDIM. `noise: learned` keeps that step and adds noise whose size is learned,
+    in units of the standard deviation of the data at the noise level of the next point.
+    """
 
     steps: int = 5
     sigma_data: float = 0.5
     sigma_min: float = 0.05
     sigma_max: float = 20.0
     rho: float = 7.0
+    spacing: str = "karras"  # of the noise levels: karras | exponential
+    noise: str = "ancestral"  # ancestral | learned
     eta: float = 1.0
     min_std: float = 0.1
-    mean_log_sigma: float = -1.2  # of imitation
+    max_std: float = 0.3  # of learned noise
+    std: float = 0.15  # of learned noise, at the start
+    density: str = "log_normal"  # of the noise levels of imitation: log_normal | log_logistic
+    mean_log_sigma: float = -1.2  # of log_normal
     std_log_sigma: float = 1.2
+    train_min: float = 0.001  # of log_logistic, whose median is sigma_data, and which ends at sigma_max
+    logistic_scale: float = 0.5
     discrete = False
-    noise_head = "none"
 
     def __post_init__(self) -> None:
         check_steps("Edm", self.steps)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"Edm: expected 0 < sigma_min < sigma_max, got {self.sigma_min:g}, {self.sigma_max:g}")
+        choices = {
+            "spacing": ("karras", "exponential"),
+            "noise": ("ancestral", "learned"),
+            "density": ("log_normal", "log_logistic"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"Edm: {name} '{getattr(self, name)}' is unknown; expected {' or '.join(known)}")
+        if self.noise == "learned":
+            check_bounds(self.min_std, self.std, self.max_std)
+
+    @property
+    def noise_head(self) -> str:
+        """Learned noise needs a network."""
+        return "state" if self.noise == "learned" else "none"
+
+    def sigmas(self, device: torch.device | None = None) -> Tensor:
+        """[K + 1] the noise levels of the chain."""
+        place = torch.device("cpu") if device is None else device
+        return sigma_list(self.steps, self.sigma_min, self.sigma_max, self.rho, self.spacing, place)
 
     def _sigma(self, k: Tensor, device: torch.device) -> Tensor:
-        return _column(_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho, device), k)
+        return _column(self.sigmas(device), k)
 
     def start(self, noise: Tensor) -> Tensor:
         """Normal with standard deviation sigma_max."""
@@ -190,11 +232,20 @@ class Edm:
         sigma = self._sigma(k, x.device)
         return x / (sigma**2 + self.sigma_data**2).sqrt(), -sigma.log()[..., 0, 0] / 4
 
+    def denoised(self, sigma: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """The clean chunk that the network's output implies."""
+        total = sigma**2 + self.sigma_data**2
+        return x * (self.sigma_data**2 / total) + out * (sigma * self.sigma_data / total.sqrt())
+
     def transition(self, k: Tensor, x: Tensor, out: Tensor, raw: Tensor | None, ode: bool = False) -> Link:
         """Euler to sigma_down, then noise sigma_up; sigma_down^2 + sigma_up^2 is the next variance."""
         sigma, after = self._sigma(k, x.device), self._sigma(k + 1, x.device)
-        total = sigma**2 + self.sigma_data**2
-        clean = x * (self.sigma_data**2 / total) + out * (sigma * self.sigma_data / total.sqrt())
+        clean = self.denoised(sigma, x, out)
+        if self.noise == "learned":
+            assert raw is not None
+            size = (after**2 + self.sigma_data**2).sqrt() / self.sigma_data
+            std = bounded_std(raw, self.min_std, self.max_std, self.std) * size
+            return Link(clean + (x - clean) * (after / sigma), std)
         up = torch.zeros_like(sigma) if ode else self.eta * after * (1 - (after / sigma) ** 2).sqrt()
         up = torch.minimum(up, after)
         down = (after**2 - up**2).sqrt()
@@ -206,10 +257,19 @@ class Edm:
         return every_link(uniform, self.steps)
 
     def lesson(self, actions: Tensor, rng: torch.Generator) -> Lesson:
-        """Preconditioned target: in it the loss weight of the paper is 1."""
-        normal = randn((len(actions),), rng, actions.device)
-        sigma = torch.exp(self.mean_log_sigma + self.std_log_sigma * normal)[:, None, None]
-        x = actions + sigma * randn(actions.shape, rng, actions.device)
+        """A chunk with noise of a random level."""
+        if self.density == "log_logistic":
+            uniform = rand((len(actions),), rng, actions.device)
+            sigma = log_logistic(uniform, self.sigma_data, self.logistic_scale, self.train_min, self.sigma_max)
+        else:
+            normal = randn((len(actions),), rng, actions.device)
+            sigma = torch.exp(self.mean_log_sigma + self.std_log_sigma * normal)
+        return self.lesson_at(sigma, actions, randn(actions.shape, rng, actions.device))
+
+    def lesson_at(self, sigma: Tensor, actions: Tensor, noise: Tensor) -> Lesson:
+        """Preconditioned target for levels [B] and standard normal noise: in it the loss weight of the paper is 1."""
+        sigma = sigma[:, None, None]
+        x = actions + sigma * noise
         total = sigma**2 + self.sigma_data**2
         target = (actions - x * (self.sigma_data**2 / total)) * (total.sqrt() / (sigma * self.sigma_data))
         return Lesson(x / total.sqrt(), -sigma.log()[:, 0, 0] / 4, target)

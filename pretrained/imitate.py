@@ -31,6 +31,7 @@ from pretrained.metrics import MetricsLog
 from pretrained.processes import processes
 from pretrained.progress import Bar
 from pretrained.rectified_flow import Reflow
+from pretrained.schedule import SCHEDULES, learning_rate
 from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
 
 # Settings that may differ between a run and its resumption.
@@ -57,7 +58,7 @@ class ImitateRun:
     lr: float = 3e-4
     weight_decay: float = 1e-4
     warmup: int = 100  # steps
-    schedule: str = "cosine"  # of lr after the warm-up: cosine, to zero, or constant
+    schedule: str = "cosine"  # of lr after the warm-up: cosine, to zero, or constant; or tri_stage, all of it
     grad_clip: float = 1.0
     ema: float = 0.999
     bf16: bool = False
@@ -115,8 +116,8 @@ class _Imitation:
         if run.batch_size % world:
             raise ValueError(f"batch_size = {run.batch_size} cannot be divided among {world} processes; change it")
         self.run, self.rank, self.world, self.device, self.out = run, rank, world, device, Path(run.out)
-        if run.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule '{run.schedule}' is unknown; expected cosine or constant")
+        if run.schedule not in SCHEDULES:
+            raise ValueError(f"schedule '{run.schedule}' is unknown; expected {', '.join(SCHEDULES)}")
         demos: Any = build(run.reader, paths=run.demos, max_demos=run.max_demos) if run.reader else None
         self.env: EnvSpec = demo_spec(run) if demos is None else demos.env
         torch.manual_seed(run.seed)
@@ -363,16 +364,6 @@ def demo_spec(run: ImitateRun) -> EnvSpec:
         return vector.env_spec
     finally:
         vector.close()
-
-
-def learning_rate(run: ImitateRun, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero, or no change."""
-    if step < run.warmup:
-        return run.lr * (step + 1) / run.warmup
-    if run.schedule == "constant":
-        return run.lr
-    done = (step - run.warmup) / max(1, run.steps - run.warmup)
-    return run.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def to_device(demo: DemoBatch, device: torch.device) -> DemoBatch:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrained.importers.vpp_names import former_names, take
+from pretrained.importers.vpp_names import UNUSED, former_names, head_names, take
 from pretrained.vpp.former import VideoFormer
+from pretrained.vpp.head import ActionHead
 from tests.golden_files import golden_json, golden_tensors
 
 
@@ -37,6 +38,35 @@ def recorded_former(kind: str, frame_mask: str = "embedding") -> VideoFormer:
     return filled(
         former, former_names(list(former.state_dict())), golden_tensors("vpp_former/tiny.safetensors"), kind + "."
     )
+
+
+def recorded_head(cross_attention: str, *, proprio: bool = False) -> ActionHead:
+    """The action head of the recording."""
+    weights = golden_tensors("vpp_policy/tiny.safetensors")
+    if not proprio:
+        weights = {k: v for k, v in weights.items() if ".proprio_emb." not in k}
+    return build_head(golden_json("vpp_policy/meta.json")["tiny_config"], weights, "inner_model.", cross_attention,
+                      proprio=proprio)  # fmt: skip
+
+
+def build_head(
+    sizes: dict[str, Any], weights: dict[str, Tensor], prefix: str, cross_attention: str, *, proprio: bool = False
+) -> ActionHead:
+    """A head of these sizes, in the names of the recordings, with its weights."""
+    head = ActionHead(
+        channels=sizes["obs_dim"],
+        goal_dim=sizes["goal_dim"],
+        horizon=sizes["act_seq_len"],
+        action_dim=sizes["action_dim"],
+        proprio_dim=sizes.get("proprio_dim", 0) if proprio else 0,
+        width=sizes["embed_dim"],
+        encoder_layers=sizes["n_enc_layers"],
+        decoder_layers=sizes["n_dec_layers"],
+        heads=sizes["n_heads"],
+        cross_attention=cross_attention,
+    )
+    used = {k: v for k, v in weights.items() if not k.startswith(tuple(prefix + u for u in UNUSED))}
+    return filled(head, head_names(list(head.state_dict())), used, prefix)
 
 
 def check_gradients(module: nn.Module, names: dict[str, str], recorded: dict[str, float], *, rtol: float) -> int:

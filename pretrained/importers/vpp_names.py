@@ -17,11 +17,38 @@ FORMER = {
     r"norm\.(\w+)": r"norm.\1",
 }
 
+HEAD = {
+    r"tokens\.(\w+)": r"tok_emb.\1",
+    r"goal\.(\d)\.(\w+)": r"lang_emb.\1.\2",
+    r"proprio\.(\d)\.(\w+)": r"proprio_emb.\1.\2",
+    r"action\.(\w+)": r"action_emb.\1",
+    r"answer\.(\w+)": r"action_pred.\1",
+    r"sigma\.0\.(\w+)": r"sigma_emb.1.\1",
+    r"sigma\.2\.(\w+)": r"sigma_emb.3.\1",
+    r"(en|de)coder_norm\.(\w+)": r"\1coder.ln.\2",
+    r"(en|de)coder\.(\d+)\.norm([12])\.(\w+)": r"\1coder.blocks.\2.ln_\3.\4",
+    r"decoder\.(\d+)\.norm_cross\.(\w+)": r"decoder.blocks.\1.ln3.\2",
+    r"decoder\.(\d+)\.modulation\.(\w+)": r"decoder.blocks.\1.adaLN_zero.modulation.1.\2",
+    r"(en|de)coder\.(\d+)\.mlp\.up\.(\w+)": r"\1coder.blocks.\2.mlp.c_fc.\3",
+    r"(en|de)coder\.(\d+)\.mlp\.down\.(\w+)": r"\1coder.blocks.\2.mlp.c_proj.\3",
+    r"(en|de)coder\.(\d+)\.attention\.out\.(\w+)": r"\1coder.blocks.\2.attn.c_proj.\3",
+    r"(en|de)coder\.(\d+)\.attention\.(\w+)\.(\w+)": r"\1coder.blocks.\2.attn.\3.\4",
+    r"decoder\.(\d+)\.cross\.out\.(\w+)": r"decoder.blocks.\1.cross_att.c_proj.\2",
+    r"decoder\.(\d+)\.cross\.(\w+)\.(\w+)": r"decoder.blocks.\1.cross_att.\2.\3",
+}
+# Weights of the official action head that nothing reads; the proprioception's neither where there is none.
+UNUSED = ("goal_emb.", "pos_emb")
+
 
 def former_names(ours: Sequence[str]) -> dict[str, str]:
     """Our name -> theirs, for all weights of a Video Former."""
     mlp = "2" if any(".temporal." in name for name in ours) else "1"
     return {name: official(name, FORMER).replace("{mlp}", mlp) for name in ours}
+
+
+def head_names(ours: Sequence[str]) -> dict[str, str]:
+    """Our name -> theirs, for all weights of an action head."""
+    return {name: official(name, HEAD) for name in ours}
 
 
 def official(name: str, patterns: Mapping[str, str]) -> str:
