@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from benchmarks import equality, families, loop, rollout, sims
+from benchmarks import equality, families, log_probs, loop, rollout, sims
 from benchmarks.tables import table, write_results, write_section
 from envs.types import EnvConfig
 from rl.ppo import Ppo
@@ -133,6 +133,18 @@ def test_what_misses_its_goal_is_marked() -> None:
     assert "0.800 *" in text
     assert "0.700 *" not in text  # has no goal
     assert "0.900 *" not in text
+
+
+def test_log_probs_are_compared_between_rollout_and_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = log_probs.measure("flow", 2, rows=2, decisions=3)
+    assert found["scored"] == 2 * 3 * 2
+    assert found["ratio"] < log_probs.LIMIT
+    assert found["gap"] < 1e-3
+    plain = log_probs.Ppo
+    monkeypatch.setattr(log_probs, "Ppo", lambda **k: plain(**{**k, "lr": 1e-3}))
+    moved = log_probs.measure("flow", 2, rows=2, decisions=3)
+    assert moved["ratio"] > log_probs.LIMIT
+    assert log_probs.as_table({("flow", 2): moved}).splitlines()[2].count("*") == 1
 
 
 def test_a_family_goes_through_the_whole_job_and_continues(tmp_path: Path) -> None:
