@@ -30,7 +30,10 @@ class Opening:
 
 @dataclass
 class Wall:
-    """An upright rectangle seen from one room; neighbouring rooms each have their own face of a shared wall."""
+    """An upright rectangle seen from one room; neighbouring rooms each have their own face of a shared wall.
+
+    From house files the room lies to the right of the way from `start` to `end`.
+    """
 
     wall_id: str
     room_id: str
@@ -70,6 +73,7 @@ class Body:
     parent: Optional[str] = None  # object_id of what it stands on
     colours: Tuple[Colour, ...] = ((128, 128, 128),)
     material: str = ""
+    on_wall: bool = False  # hangs on a wall: a picture, a switch
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Scene:
     start: Tuple[float, float, float] = (0.0, 0.0, 0.0)  # x, z, yaw of the agent
     ceiling_colour: Colour = (235, 235, 235)
     seed: int = 0  # of textures
+    sky_colour: Colour = (150, 190, 230)
 
 
 @dataclass
