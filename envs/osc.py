@@ -15,18 +15,12 @@ gains and limits are read when an episode starts, so changing them inside one ha
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from envs.libero_assets import cache_root
+from envs import native
 from envs.types import EnvError
 
 CORES = ("fast", "stock")
@@ -35,7 +29,6 @@ ROBOTS = ("Panda", "MountedPanda", "OnTheGroundPanda")  # the last two are LIBER
 GRIPPER = "PandaGripper"
 KINDS = ("OSC_POSE", "JOINT_POSITION", "JOINT_VELOCITY", "JOINT_TORQUE")  # as in osc.c
 SOURCE = Path(__file__).with_name("osc.c")
-FLAGS = ("-std=c99", "-O2", "-ffp-contract=off", "-shared", "-fPIC")
 JOINTS = 7
 
 SETUP = np.dtype(
@@ -92,51 +85,20 @@ def _mujoco_version(mujoco: Any) -> None:
         raise _refuse(f"MuJoCo {mujoco.__version__}", f"{first} to {last}")
 
 
-def _compiler() -> List[str]:
-    named = os.environ.get("CC", "").split()
-    found = named or [path for path in (shutil.which(name) for name in ("cc", "gcc", "clang")) if path][:1]
-    if not found or shutil.which(found[0]) is None:
-        raise EnvError(
-            f"core: fast needs a C compiler once, and there is none ({'CC=' + named[0] if named else 'cc, gcc, clang'})"
-            "; on Debian and Ubuntu: apt-get install gcc libc6-dev. `core: stock` does without"
-        )
-    return found
-
-
 def _compiled(mujoco: Any) -> Path:
-    """The shared library in the user's cache; built, under another name first, if it is not there.
-
-    Its name holds all that it depends on: the source, the flags, MuJoCo and its version, and the kind of machine.
-    """
+    """The shared library for the installed MuJoCo, in the user's cache."""
     home = Path(mujoco.__file__).parent
     libraries = sorted(home.glob("libmujoco.so*"))
     if not libraries or not (home / "include" / "mujoco" / "mujoco.h").exists():
         raise _refuse(f"the MuJoCo in {home}", "a wheel with its headers (include/mujoco) and libmujoco.so")
     library = libraries[0]
-    facts = [SOURCE.read_text(encoding="utf-8"), mujoco.__version__, str(library), platform.machine(), *FLAGS]
-    folder = cache_root() / "core"
-    target = folder / f"osc-{mujoco.__version__}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    command = [*_compiler(), *FLAGS, f"-I{home / 'include'}"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(suffix=".so", dir=str(folder))
-    except OSError as e:
-        raise EnvError(f"core: fast cannot write its library to {folder} ({e}); set TEMPER_CACHE to a folder") from e
-    os.close(handle)
-    try:
-        done = subprocess.run(
-            [*command, str(SOURCE), str(library), f"-Wl,-rpath,{library.parent}", "-lm", "-o", partial],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode != 0:
-            raise EnvError(f"core: fast could not be compiled by {command[0]}: {done.stderr[-800:].strip()}")
-        os.chmod(partial, 0o755)
-        os.replace(partial, str(target))
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return target
+    return native.compiled(
+        SOURCE,
+        name=f"osc-{mujoco.__version__}",
+        who="core: fast",
+        flags=("-O2", f"-I{home / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"),
+        otherwise=" `core: stock` does without",
+    )
 
 
 def load_library() -> Any:
