@@ -220,7 +220,9 @@ def _place(rng: np.random.Generator, space: Space, kind: str, place: str, databa
     if kind == "CounterTop":  # the straight ones: a bounding box of an L is mostly air
         assets = [a for a in assets if a.size[2] < 0.8 or a.size[0] < 0.8] or assets
     if kind == "Sink":
-        assets = [a for a in assets if a.size[1] > 0.6] or assets
+        assets = [a for a in assets if a.size[1] > 0.6]  # the others are basins, to be let into something
+    if not assets:
+        return  # this split has no model of the type
     for attempt in range(14):
         asset = assets[rng.integers(len(assets))]
         if attempt > 6:
@@ -305,7 +307,7 @@ def fill(rng: np.random.Generator, item: Item, databases: Databases, split: str,
 def _stand_on(rng: np.random.Generator, item: Item, top: shapes.Surface, assets: List[Asset], *, central: bool) -> None:
     """Somewhere on the surface where nothing else stands, or nowhere."""
     w, h, d = item.asset.size
-    for _ in range(10):
+    for _ in range(10 if assets else 0):
         asset = assets[rng.integers(len(assets))]
         turn = 0 if central else int(rng.integers(4)) * 90
         a, b = (asset.size[0], asset.size[2]) if turn % 180 == 0 else (asset.size[2], asset.size[0])
