@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from envs.thor_mini.scene import Body, Camera, Frame, Opening, Room, Scene, Wall
-from envs.thor_mini.solids import Boxes, heading, segment_crossed, solid_segments
+from envs.thor_mini.solids import boxes_of, heading, segment_crossed, solid_segments
 from envs.thor_mini.world import Parts, World
 
 HOUSE = {"rooms": [], "metadata": {"schema": "1.0.0"}}  # what `load` below turns into two rooms
@@ -66,15 +66,14 @@ class Renderer:
         self.scene, self.width, self.height = scene, width, height
         self.segments, _ = solid_segments(scene.walls)
 
-    def draw(self, camera: Camera, positions: np.ndarray, yaws: np.ndarray, hidden: Any) -> Frame:
+    def draw(self, camera: Camera, positions: np.ndarray, yaws: np.ndarray, out: Any = None) -> Frame:
         """Boxes, walls up to the ceiling, floor."""
-        boxes = Boxes(self.scene.bodies)
+        boxes = boxes_of(self.scene.bodies)
         for i, (position, yaw) in enumerate(zip(positions, yaws, strict=True)):
             boxes.place(i, position, float(yaw))
         ways = self._ways(camera)
         far = 100.0
         hits = boxes.entered(camera.position, camera.position + ways * far, np.arange(len(self.scene.bodies)))
-        hits[:, list(hidden)] = np.inf
         walls = segment_crossed(camera.position[[0, 2]], (camera.position + ways * far)[:, [0, 2]], self.segments)
         floor = np.where(ways[:, 1] < 0, -camera.position[1] / np.minimum(ways[:, 1], -1e-9) / far, np.inf)
         all_hits = np.concatenate([hits, walls, floor[:, None]], axis=1)

@@ -35,8 +35,6 @@ def draw_from_above(world: World, camera: Camera, across: float) -> Frame:
         near = segment_distance(points, segment[None])[:, 0] <= max(WALL_WIDTH / 2, pixel / 2)
         rgb[near], height[near] = WALL, world.scene.ceiling
     for i in np.argsort(world.boxes.top(), kind="stable"):
-        if int(i) in world.hidden:
-            continue
         inside = np.flatnonzero(world.boxes.plan_distance(points, np.array([i]))[:, 0] <= 0.0)
         inside = inside[height[inside] <= world.boxes.top()[i]]
         rgb[inside], ids[inside] = world.scene.bodies[i].colours[0], i

@@ -114,11 +114,12 @@ def perform(world: World, message: Mapping[str, Any]) -> Tuple[Outcome, bool]:
     if surplus:
         text = f"{name}: unexpected {', '.join(surplus)}; it takes {', '.join(sorted(known)) or 'no arguments'}"
         return Outcome(error=text, code="InvalidArgument"), False
-    if name in CHANGES:
-        world.changed()
     try:
         outcome = do(world, **{k: message[k] for k in known if k in message})
     except (EnvError, KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
         log.exception("%s failed", name)
         return Outcome(error=f"{name}: {type(e).__name__}: {e}", code="InvalidArgument"), False
+    finally:
+        if name in CHANGES:
+            world.changed()
     return outcome, name in QUERIES

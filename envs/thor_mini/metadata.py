@@ -8,7 +8,7 @@ import numpy as np
 
 from envs.thor_mini import arm as stretch
 from envs.thor_mini.arm import vector
-from envs.thor_mini.visible import id_colour, planar_distance, visible
+from envs.thor_mini.visible import planar_distance, visible
 from envs.thor_mini.world import AGENT_Y
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def agent_metadata(world: World, action: str, outcome: Outcome) -> Dict[str, Any
         "inventoryObjects": _inventory(world),
         "objects": objects_metadata(world, list(objects)),
         "thirdPartyCameras": third_party(world),
-        "colors": _colours(world) if world.settings.ids or world.settings.classes else None,
+        "colors": world.colours if world.settings.ids or world.settings.classes else None,
         "sceneBounds": _bounds(world),
         "isSceneAtRest": not world.falling,
         "collided": "collided" in outcome.error,
@@ -116,14 +116,6 @@ def box_metadata(low: np.ndarray, high: np.ndarray) -> Dict[str, Any]:
     corners = [[float(x), float(y), float(z)] for x in (high[0], low[0]) for y in (high[1], low[1])
                for z in (high[2], low[2])]  # fmt: skip
     return {"center": vector((low + high) / 2), "size": vector(high - low), "cornerPoints": corners}
-
-
-def _colours(world: World) -> List[Dict[str, Any]]:
-    """The colour of every object and, without "|" in the name, of every type."""
-    bodies = world.scene.bodies
-    types = sorted({b.object_type for b in bodies})
-    listed = [{"name": b.object_id, "color": id_colour(i)} for i, b in enumerate(bodies)]
-    return listed + [{"name": t, "color": id_colour(len(bodies) + i)} for i, t in enumerate(types)]
 
 
 def _indices(world: World, ids: List[str]) -> List[int]:

@@ -18,9 +18,9 @@ from envs.thor_mini.solids import Boxes, segment_distance
 
 CELL = 0.05  # metres
 RADII = {0: 0.5, 1: 0.4, 2: 0.3, 3: 0.2}  # metres of navMeshId, unless the house says otherwise
-REACH = max(RADII.values()) + 2 * CELL  # farther distances to obstacles are not told apart
-SNAP = 1.0  # metres; a start this near to the mesh is moved onto it
-GOAL_SNAP = 2.0  # metres; a goal is reached when no free place is nearer to it, up to here
+MARGIN = CELL / math.sqrt(2.0)  # from the middle of a cell to its corners: all of a free cell is free
+REACH = max(RADII.values()) + 2 * MARGIN  # metres; farther distances to obstacles are not told apart
+SNAP = 1.0  # metres; a point this near to the mesh is moved onto it
 KEPT = 32  # distance fields
 UNREACHED = np.float32(np.inf)
 DIAGONAL = math.sqrt(2.0)
@@ -29,7 +29,7 @@ COSTS = np.array([1.0, 1.0, 1.0, 1.0, DIAGONAL, DIAGONAL, DIAGONAL, DIAGONAL], d
 
 
 class Mesh:
-    """The floor as a grid [rows along z, columns along x] of distances to the nearest obstacle."""
+    """The floor as a grid [rows along z, columns along x] of the room there is for a robot anywhere in a cell."""
 
     def __init__(self, rooms: List[Room], boxes: Boxes, blocking: np.ndarray, segments: np.ndarray) -> None:
         """`blocking` lists the bodies that stand in the way; those that are moved later are not looked at again."""
@@ -44,7 +44,9 @@ class Mesh:
         for segment in segments:
             middle, half = (segment[:2] + segment[2:]) / 2, np.hypot(*(segment[2:] - segment[:2])) / 2
             self._lower(middle, REACH + float(half), None, boxes, segment[None])
-        self.clearance[~self._indoors(rooms)] = 0.0
+        self.clearance -= np.float32(MARGIN)
+        self.rooms = self._rooms(rooms)
+        self.clearance[self.rooms < 0] = 0.0
         self._labels: Dict[float, np.ndarray] = {}
         self._fields: OrderedDict[Tuple[float, int, int], np.ndarray] = OrderedDict()
 
@@ -73,23 +75,29 @@ class Mesh:
             self._labels[radius] = labels
         return self._labels[radius]
 
-    def nearest(self, x: float, z: float, radius: float, *, label: int = 0, within: float) -> Optional[Tuple[int, int]]:
-        """The free cell (of one region, if `label` is given) that is nearest to a point; None if it is farther."""
-        labels = self.labels(radius)
-        rows, columns = np.nonzero(labels == label if label else labels)
+    def nearest(self, x: float, z: float, chosen: np.ndarray, *, within: float = SNAP) -> Optional[Tuple[int, int]]:
+        """The cell among those chosen (bool grid) that is nearest to a point; None if it is farther."""
+        rows, columns = np.nonzero(chosen)
         if not len(rows):
             return None
         far = (self.origin[0] + columns * CELL - x) ** 2 + (self.origin[1] + rows * CELL - z) ** 2
         best = int(far.argmin())
         return (int(rows[best]), int(columns[best])) if far[best] <= within**2 else None
 
-    def path(self, start: Tuple[float, float], goal: Tuple[float, float], radius: float) -> Optional[np.ndarray]:
-        """Corners [V, 2] of the shortest way for a robot of this radius, or None if there is none."""
-        first = self.nearest(*start, radius, within=SNAP)
+    def path(
+        self, start: Tuple[float, float], goal: Tuple[float, float], radius: float, *, within: float = SNAP
+    ) -> Optional[np.ndarray]:
+        """Corners [V, 2] of the shortest way for a robot of this radius, or None if there is none.
+
+        It ends at the place nearest to the goal that can be reached, in the goal's room, at most `within` metres off.
+        """
+        labels = self.labels(radius)
+        first = self.nearest(*start, labels > 0)
         if first is None:
             return None
-        label = int(self.labels(radius)[first])
-        last = self.nearest(*goal, radius, label=label, within=GOAL_SNAP)
+        last = self.nearest(
+            *goal, (labels == labels[first]) & (self.rooms == self.rooms[self.cell(*goal)]), within=within
+        )
         if last is None:
             return None
         field = self._field(radius, last)
@@ -103,10 +111,10 @@ class Mesh:
 
     def reachable(self, x: float, z: float, step: float, radius: float) -> np.ndarray:
         """Places [P, 2] the robot can reach on a lattice of `step` metres that contains its own, in reading order."""
-        first = self.nearest(x, z, radius, within=SNAP)
+        labels = self.labels(radius)
+        first = self.nearest(x, z, labels > 0)
         if first is None:
             return np.zeros((0, 2))
-        labels = self.labels(radius)
         lowest, highest = self.origin, self.origin + (np.array(self.shape[::-1]) - 1) * CELL
         xs = x + step * np.arange(math.ceil((lowest[0] - x) / step), math.floor((highest[0] - x) / step) + 1)
         zs = z + step * np.arange(math.ceil((lowest[1] - z) / step), math.floor((highest[1] - z) / step) + 1)
@@ -133,14 +141,15 @@ class Mesh:
         window = self.clearance[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         np.minimum(window, far.reshape(window.shape), out=window)
 
-    def _indoors(self, rooms: List[Room]) -> np.ndarray:
+    def _rooms(self, rooms: List[Room]) -> np.ndarray:
+        """Which room each cell lies in; -1 is outside."""
         x = self.origin[0] + np.arange(self.shape[1]) * CELL
         z = self.origin[1] + np.arange(self.shape[0]) * CELL
         points = np.stack(np.meshgrid(x, z), axis=-1).reshape(-1, 2)
-        inside = np.zeros(len(points), dtype=bool)
-        for room in rooms:
-            inside |= in_polygon(points, room.polygon)
-        return inside.reshape(self.shape)
+        number = np.full(len(points), -1, dtype=np.int16)
+        for i, room in enumerate(rooms):
+            number[in_polygon(points, room.polygon)] = i
+        return number.reshape(self.shape)
 
     def _field(self, radius: float, goal: Tuple[int, int]) -> np.ndarray:
         """Grid steps to the goal from everywhere, from the few that are kept or anew."""

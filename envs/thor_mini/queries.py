@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from envs.thor_mini.arm import vector
 from envs.thor_mini.metadata import minimal_metadata, objects_metadata
+from envs.thor_mini.nav import SNAP
 from envs.thor_mini.scene import Camera
 from envs.thor_mini.visible import project, unhidden, visible
 from envs.thor_mini.world import AGENT_Y, RADIUS, Outcome, World
 
 INVALID = "InvalidArgument"
 PLACES = 5  # along each side of a receptacle's top
+NEAR_OBJECT = 2.0  # metres from the middle of an object to the end of a path to it, at most
 MASK = 10  # divisions of an approximate mask, each way
 Numbers = Mapping[str, float]
 
@@ -94,7 +96,7 @@ def get_shortest_path(
     if i < 0:
         return _unknown(objectId)
     goal = world.boxes.positions[i]
-    return _path(world, position, float(goal[0]), float(goal[2]), navMeshId, objectId)
+    return _path(world, position, (float(goal[0]), float(goal[2])), navMeshId, objectId, within=NEAR_OBJECT)
 
 
 def get_shortest_path_to_point(
@@ -104,15 +106,17 @@ def get_shortest_path_to_point(
     """As `get_shortest_path`, to a point."""
     goal = {"x": x, "z": z} if target is None else target
     name = f"({goal['x']:.3f}, {goal['z']:.3f})"
-    return _path(world, position, float(goal["x"]), float(goal["z"]), navMeshId, name)
+    return _path(world, position, (float(goal["x"]), float(goal["z"])), navMeshId, name, within=SNAP)
 
 
-def _path(world: World, start: Optional[Numbers], x: float, z: float, mesh: Optional[int], name: str) -> Outcome:
+def _path(
+    world: World, start: Optional[Numbers], goal: Tuple[float, float], mesh: Optional[int], name: str, *, within: float
+) -> Outcome:
     number = max(world.radii, key=lambda i: -world.radii[i]) if mesh is None else mesh
     if number not in world.radii:
         return Outcome(error=f"there is no navMesh {mesh}; there are {sorted(world.radii)}", code=INVALID)
     begin = (world.base.x, world.base.z) if start is None else (float(start["x"]), float(start["z"]))
-    corners = world.mesh().path(begin, (x, z), world.radii[number])
+    corners = world.mesh().path(begin, goal, world.radii[number], within=within)
     if corners is None:
         where = f"({begin[0]:.3f}, {begin[1]:.3f})"
         return Outcome(error=f"Path to {name} could not be found from {where} on navMesh {number}")

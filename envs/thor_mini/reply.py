@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from envs.thor_mini.colours import table
 from envs.thor_mini.metadata import agent_metadata, outcome_metadata, third_party
-from envs.thor_mini.visible import id_colour
 from envs.thor_mini.world import Outcome, World
 
 Picture = Tuple[str, memoryview]  # kind, as in `wire`; bytes, bottom row first
@@ -55,24 +55,18 @@ class Painter:
 
     def _painted(self, world: World, kind: str, ids: np.ndarray) -> memoryview:
         """Object numbers as colours with alpha 255; what has no number is black."""
-        table = self._tables.get(kind)
-        if table is None or self._tables.get("of") is not world.original:
-            self._tables = {"of": world.original, "ids": _table(world, False), "classes": _table(world, True)}
-            table = self._tables[kind]
-        return _bytes(table[ids[::-1] + 1])
+        if self._tables.get("of") is not world.original:
+            bodies = world.original.bodies
+            self._tables = {
+                "of": world.original,
+                "ids": table(bodies, types=False),
+                "classes": table(bodies, types=True),
+            }
+        return _bytes(self._tables[kind].take(ids[::-1], mode="wrap"))
 
 
 def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).data.cast("B")
-
-
-def _table(world: World, classes: bool) -> np.ndarray:
-    """Little-endian RGBA of object number - 1: uint32 [B + 1]."""
-    bodies = world.scene.bodies
-    types = sorted({b.object_type for b in bodies})
-    numbers = [len(bodies) + types.index(b.object_type) if classes else i for i, b in enumerate(bodies)]
-    colours = [[0, 0, 0, 255], *([*id_colour(i), 255] for i in numbers)]
-    return np.array(colours, dtype=np.uint8).view(np.uint32).ravel()
 
 
 def full_reply(world: World, painter: Optional[Painter], action: str, outcome: Outcome, sequence: int) -> Reply:

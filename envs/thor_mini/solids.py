@@ -12,6 +12,7 @@ from typing import List, Sequence, Tuple
 import numpy as np
 
 from envs.thor_mini.scene import Body, Opening, Wall
+from envs.thor_mini.shapes import parts
 
 EPSILON = 1e-9
 SILL = 0.1  # metres; a hole that begins lower can be passed
@@ -24,14 +25,13 @@ def heading(yaw: float) -> Tuple[float, float]:
 
 
 class Boxes:
-    """The boxes of bodies, which may move. All arrays have one row a body."""
+    """Upright boxes, which may move. All arrays have one row a box."""
 
-    def __init__(self, bodies: Sequence[Body]) -> None:
-        """Take places and sizes from the bodies; later moves go through `place`."""
-        count = len(bodies)
-        self.positions = np.array([b.position for b in bodies], dtype=np.float64).reshape(count, 3)
-        self.half = np.array([b.size for b in bodies], dtype=np.float64).reshape(count, 3) / 2
-        self.yaws = np.array([b.yaw for b in bodies], dtype=np.float64)
+    def __init__(self, positions: np.ndarray, sizes: np.ndarray, yaws: np.ndarray) -> None:
+        """Middles [B, 3], full extents [B, 3] and yaws [B]; later moves go through `place`."""
+        self.positions = np.array(positions, dtype=np.float64).reshape(-1, 3)
+        self.half = np.array(sizes, dtype=np.float64).reshape(-1, 3) / 2
+        self.yaws = np.array(yaws, dtype=np.float64).reshape(-1)
         turn = np.radians(self.yaws)
         self.sin, self.cos = np.sin(turn), np.cos(turn)
 
@@ -90,6 +90,35 @@ class Boxes:
         first, second = (-self.half[chosen] - origin) / way, (self.half[chosen] - origin) / way
         near, far = np.minimum(first, second).max(-1), np.maximum(first, second).min(-1)
         return np.where((near <= far) & (far > 0.0) & (near < 1.0), np.maximum(near, 0.0), np.inf)
+
+
+def boxes_of(bodies: Sequence[Body]) -> Boxes:
+    """One box a body."""
+    count = len(bodies)
+    positions = np.array([b.position for b in bodies], dtype=np.float64).reshape(count, 3)
+    sizes = np.array([b.size for b in bodies], dtype=np.float64).reshape(count, 3)
+    return Boxes(positions, sizes, np.array([b.yaw for b in bodies], dtype=np.float64))
+
+
+def pieces_of(bodies: Sequence[Body], chosen: Sequence[int]) -> Tuple[Boxes, np.ndarray]:
+    """The parts of the chosen bodies as drawn, each as its bounding box, and the bodies' numbers [Q].
+
+    So a hand can reach under a table, into a shelf and over the seat of a sofa.
+    """
+    rows: List[Tuple[np.ndarray, np.ndarray, float]] = []
+    owners: List[int] = []
+    for i in chosen:
+        body = bodies[i]
+        size = np.asarray(body.size, dtype=np.float64)
+        sin, cos = heading(body.yaw)
+        for part in parts(body.object_type, (float(size[0]), float(size[1]), float(size[2]))):
+            low, high = np.array([part.x0, part.y0, part.z0]), np.array([part.x1, part.y1, part.z1])
+            x, y, z = ((low + high) / 2 - 0.5) * size
+            middle = body.position + np.array([x * cos + z * sin, y, z * cos - x * sin])
+            rows.append((middle, (high - low) * size, body.yaw))
+            owners.append(i)
+    middles, sizes, yaws = zip(*rows) if rows else ((), (), ())
+    return Boxes(np.array(middles), np.array(sizes), np.array(yaws)), np.array(owners, dtype=int)
 
 
 CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])

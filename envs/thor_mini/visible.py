@@ -22,12 +22,6 @@ GRID = 4  # points along each edge of a face, for rays
 BACK_OFF = 1e-3  # of a ray, so that the face itself does not hide its points
 
 
-def id_colour(index: int) -> List[int]:
-    """A colour of its own for every number below 2**24 - 1; never black, which is what has no number."""
-    mixed = (index + 1) * 0x9E3779 % 0xFFFFFF or 0xFFFFFF  # the factor has no divisor in common with 2**24 - 1
-    return [mixed >> 16, mixed >> 8 & 0xFF, mixed & 0xFF]
-
-
 def planar_distance(world: World, chosen: np.ndarray) -> np.ndarray:
     """Metres from the middle of the robot to the chosen boxes, seen from above; 0 inside."""
     place = np.array([[world.base.x, world.base.z]])
@@ -77,9 +71,10 @@ def unhidden(world: World, camera: Camera, index: int) -> np.ndarray:
     points = surface_points(world, index)
     placed = project(world, camera, points)
     seen = (np.abs(placed[:, :2]) <= 1.0).all(-1) & (placed[:, 2] > 0.0)
-    others = np.array([i for i in range(len(world.scene.bodies)) if i != index and i not in world.hidden], dtype=int)
-    if len(others):
-        seen &= (world.boxes.entered(camera.position, points, others) > 1.0 - BACK_OFF).all(-1)
+    loose = np.flatnonzero(world.pickupable)
+    for boxes, others in ((world.pieces, np.flatnonzero(world.owners != index)), (world.boxes, loose[loose != index])):
+        if len(others):
+            seen &= (boxes.entered(camera.position, points, others) > 1.0 - BACK_OFF).all(-1)
     if len(world.segments):
         crossed = segment_crossed(camera.position[[0, 2]], points[:, [0, 2]], world.segments)
         seen &= (crossed > 1.0 - BACK_OFF).all(-1)

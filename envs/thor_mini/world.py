@@ -14,9 +14,10 @@ import numpy as np
 
 from envs.thor_mini import arm as stretch
 from envs.thor_mini.arm import Arm, Base
-from envs.thor_mini.nav import RADII, Mesh
+from envs.thor_mini.colours import named_colours
+from envs.thor_mini.nav import RADII, Mesh, in_polygon
 from envs.thor_mini.scene import Camera, Frame, Room, Scene, Wall
-from envs.thor_mini.solids import Boxes, segment_distance, solid_segments
+from envs.thor_mini.solids import boxes_of, pieces_of, segment_distance, solid_segments
 
 RADIUS = 0.2  # metres, of the base
 HEIGHT = 1.41  # metres; what hangs higher is no obstacle
@@ -24,6 +25,7 @@ STEP_OVER = 0.05  # metres; rugs and mats are driven over
 AGENT_Y = 0.9  # metres, the height at which AI2-THOR says the agent is
 STRIDE = 0.05  # metres between two looks for a collision
 ARM_STRIDE, WRIST_STRIDE = 0.02, 5.0  # metres, degrees; likewise
+ARM_MARGIN = 0.3  # metres; what is farther from the arm is not looked at; more than it and what it holds are thick
 GRAVITY = 9.81  # metres per second squared
 SUPPORT = 0.02  # metres; a surface this far above the lower face still carries it
 SLACK = 1e-3  # metres; touching counts as free
@@ -112,9 +114,10 @@ class World:
         if len(self.index) != len(bodies):
             twice = next(b.object_id for i, b in enumerate(bodies) if self.index[b.object_id] != i)
             raise ValueError(f"house {scene.name}: object id {twice} occurs twice; ids must differ")
-        self.boxes = Boxes(bodies)
+        self.boxes = boxes_of(bodies)
         self.pickupable = np.array([b.pickupable for b in bodies], dtype=bool)
-        self.fixed = np.array([b.fixed for b in bodies], dtype=bool)
+        self.pieces, self.owners = pieces_of(bodies, np.flatnonzero(~self.pickupable).tolist())
+        self.colours = named_colours(bodies)
         self.parents: List[Optional[str]] = [b.parent for b in bodies]
         self.segments, self.segment_names = solid_segments(scene.walls)
         self.base = Base(*scene.start)
@@ -125,16 +128,18 @@ class World:
         self.filter: Optional[List[str]] = None  # ids whose metadata is sent; None: all
         self.held: Optional[int] = None
         self.falling: Dict[int, float] = {}  # body -> seconds since it was let go
-        self.hidden: frozenset = frozenset()
         self._mesh: Optional[Mesh] = None
         self._renderer: Any = None
+        self._cameras: List[View] = []
         self._frames: Dict[int, Frame] = {}
+        self._spare: Dict[int, Frame] = {}
 
     def resize(self, width: int, height: int) -> None:
         """Change the size of the pictures."""
         if (width, height) != (self.width, self.height):
             self.width, self.height = width, height
             self._renderer = None
+            self._spare.clear()
         self.changed()
 
     def redecorate(self, scene: Scene) -> None:
@@ -144,6 +149,7 @@ class World:
 
     def changed(self) -> None:
         """Forget the pictures of the state before."""
+        self._cameras = []
         self._frames.clear()
 
     # --- moving -------------------------------------------------------------------------------------------------------
@@ -225,9 +231,14 @@ class World:
         ends = np.cumsum([len(o) for o in outlines])
         if self.held is not None:
             thick[ends - 1] = max(stretch.THICKNESS, 0.9 * float(self.boxes.half[self.held].min()))
-        chosen = np.flatnonzero(~self.pickupable)
+        low, high = points.min(0) - ARM_MARGIN, points.max(0) + ARM_MARGIN
+        reach = np.hypot(self.pieces.half[:, 0], self.pieces.half[:, 2])
+        middle = self.pieces.positions
+        close = (middle[:, 0] > low[0] - reach) & (middle[:, 0] < high[0] + reach)
+        close &= (middle[:, 2] > low[2] - reach) & (middle[:, 2] < high[2] + reach)
+        chosen = np.flatnonzero(close)
         far = np.concatenate(
-            [self.boxes.distance(points, chosen), segment_distance(points[:, [0, 2]], self.segments)], axis=1
+            [self.pieces.distance(points, chosen), segment_distance(points[:, [0, 2]], self.segments)], axis=1
         )
         if not far.shape[1]:
             return np.full(len(poses), np.inf), [""] * len(poses)
@@ -237,7 +248,7 @@ class World:
         for start, end in zip([0, *ends[:-1]], ends):
             worst = int(start) + int(room[start:end].argmin())
             clearances.append(room[worst])
-            names.append(self._name(int(nearest[worst]), chosen))
+            names.append(self._name(int(nearest[worst]), self.owners[chosen]))
         return np.array(clearances), names
 
     def _name(self, column: int, chosen: np.ndarray) -> str:
@@ -297,15 +308,20 @@ class World:
     def _support(self, index: int) -> Tuple[float, Optional[str]]:
         """Height and id of the highest surface under the middle of a body; the floor is its room."""
         place = self.boxes.positions[index]
-        others = np.array([i for i in range(len(self.scene.bodies)) if i not in (index, self.held)], dtype=int)
-        top = self.boxes.top()
         bottom = place[1] - self.boxes.half[index, 1]
-        if len(others):
-            over = self.boxes.plan_distance(place[None, [0, 2]], others)[0] <= 0.0
-            under = others[over & (top[others] <= bottom + SUPPORT)]
-            if len(under):
-                carrier = int(under[top[under].argmax()])
-                return float(top[carrier]), self.scene.bodies[carrier].object_id
+        loose = [i for i in np.flatnonzero(self.pickupable) if i not in (index, self.held)]
+        best, carrier = 0.0, -1
+        for boxes, owners, chosen in (
+            (self.pieces, self.owners, np.arange(len(self.owners))),
+            (self.boxes, np.arange(len(self.pickupable)), np.array(loose, dtype=int)),
+        ):
+            top = boxes.top()[chosen]
+            over = (boxes.plan_distance(place[None, [0, 2]], chosen)[0] <= 0.0) & (top <= bottom + SUPPORT)
+            if over.any() and top[over].max() > best:
+                best = float(top[over].max())
+                carrier = int(owners[chosen[over][top[over].argmax()]])
+        if carrier >= 0:
+            return best, self.scene.bodies[carrier].object_id
         return 0.0, self.room_at(float(place[0]), float(place[2]))
 
     def _carry(self) -> None:
@@ -324,8 +340,6 @@ class World:
 
     def room_at(self, x: float, z: float) -> Optional[str]:
         """The room whose floor is under a point."""
-        from envs.thor_mini.nav import in_polygon
-
         for room in self.scene.rooms:
             if in_polygon(np.array([[x, z]]), room.polygon)[0]:
                 return room.room_id
@@ -340,6 +354,8 @@ class World:
 
     def cameras(self) -> List[View]:
         """The navigation camera, then all third-party cameras, the manipulation camera first."""
+        if self._cameras:
+            return self._cameras
         base, mounts = self.base, self.mounts
         ahead = Camera(
             stretch.to_world(base, *NAVIGATION), base.yaw, mounts["navigation"].pitch, mounts["navigation"].fov
@@ -350,7 +366,8 @@ class World:
             mounts["manipulation"].pitch,
             mounts["manipulation"].fov,
         )
-        return [View(ahead), *([View(aside)] if self.second_camera else []), *self.views]
+        self._cameras = [View(ahead), *([View(aside)] if self.second_camera else []), *self.views]
+        return self._cameras
 
     def frame(self, camera: int) -> Frame:
         """The picture of one of `cameras()`; drawn at most once in a state."""
@@ -363,6 +380,8 @@ class World:
             else:
                 if self._renderer is None:
                     self._renderer = self.parts.renderer(self.scene, self.width, self.height)
-                drawn = self._renderer.draw(view.camera, self.boxes.positions, self.boxes.yaws, self.hidden)
-                self._frames[camera] = drawn
+                drawn = self._renderer.draw(
+                    view.camera, self.boxes.positions, self.boxes.yaws, out=self._spare.get(camera)
+                )
+                self._frames[camera] = self._spare[camera] = drawn
         return self._frames[camera]
