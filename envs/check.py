@@ -278,7 +278,7 @@ def _copy(obs: Observation) -> Observation:
     """Observations may be views that the next request overwrites."""
     images = {name: image.copy() for name, image in obs.images.items()}
     privileged = {name: np.array(value) for name, value in obs.privileged.items()}
-    return Observation(images, obs.proprio.copy(), obs.instruction, privileged)
+    return Observation(images, obs.proprio.copy(), obs.instruction, privileged, obs.notes)
 
 
 def _images_agree(a: np.ndarray, b: np.ndarray) -> bool:
@@ -288,7 +288,8 @@ def _images_agree(a: np.ndarray, b: np.ndarray) -> bool:
 
 def _observations_agree(a: Observation, b: Observation) -> bool:
     images = all(_images_agree(a.images[name], b.images[name]) for name in a.images)
-    return images and a.instruction == b.instruction and max(_differences(a, b).values()) < SAME
+    same = a.instruction == b.instruction and a.notes == b.notes
+    return images and same and max(_differences(a, b).values()) < SAME
 
 
 def _differences(a: Observation, b: Observation) -> Dict[str, float]:
@@ -302,4 +303,5 @@ def _gap(a: Observation, b: Observation) -> str:
     """What differs, in words."""
     parts = [f"{name} by {gap:.2g}" for name, gap in _differences(a, b).items() if gap >= SAME]
     parts += [f"camera {name}" for name in a.images if not _images_agree(a.images[name], b.images[name])]
+    parts += [f"note '{k}'" for k in {**a.notes, **b.notes} if a.notes.get(k) != b.notes.get(k)]
     return ", ".join(parts) or f"instructions '{a.instruction}' and '{b.instruction}'"

@@ -41,6 +41,7 @@ class EnvSpec:
     action_convention: str  # for example "osc_pose_delta"; checkpoints refuse another one
     num_actions: int = 0  # > 0: the action is one integer in [0, num_actions), and A = 1
     privileged: Dict[str, Tuple[int, ...]] = field(default_factory=dict)  # name -> shape of simulator state
+    seed_block: int = 1  # so many seeds, from a multiple of it on, share what is slow to build (a house)
 
     @property
     def action_dim(self) -> int:
@@ -73,6 +74,7 @@ class EnvSpec:
             action_convention=data["action_convention"],
             num_actions=int(data["num_actions"]),
             privileged={name: tuple(int(n) for n in shape) for name, shape in data["privileged"].items()},
+            seed_block=int(data.get("seed_block", 1)),
         )
 
 
@@ -96,6 +98,9 @@ class Observation:
     proprio: np.ndarray  # float32 [P]
     instruction: str
     privileged: Dict[str, np.ndarray]  # float64; for rewards, experts and tests, never for a policy
+    notes: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # at reset: JSON about the episode, likewise not for policies
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class _Row:
     asked: str = ""  # reset | step
     render: str = "last"
     instruction: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
     restarts: deque[float] = field(default_factory=deque)
     total_restarts: int = 0
     frame_sum: int = -1
@@ -168,7 +169,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if row.child.failure is not None or reply is None:
             return Arrival("failed", None, np.zeros(0, np.float32), failure=row.child.failure)
         if kind == "reset":
-            row.instruction = reply["instruction"]
+            row.instruction, row.notes = reply["instruction"], reply["notes"]
             return Arrival("reset", self._observation(row), np.zeros(0, np.float32))
         n, renewed = reply["executed"], reply["instruction"] != row.instruction
         row.instruction = reply["instruction"]
@@ -370,6 +371,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             proprio=slab["proprio"],
             instruction=row.instruction,
             privileged={n[11:]: v for n, v in slab.items() if n.startswith("privileged/")},
+            notes=row.notes,
         )
 
     def _arrivals(self, mask: np.ndarray) -> list[tuple[int, Arrival]]:

@@ -44,7 +44,7 @@ class _Host:
         obs = self._env().reset(message["task"], message["seed"])
         self._write(obs, images=obs.images)
         self.running, self.instruction = True, obs.instruction
-        return {"instruction": obs.instruction}
+        return {"instruction": obs.instruction, "notes": dict(obs.notes)}
 
     def step(self, message: Dict[str, Any]) -> Dict[str, Any]:
         """Execute n actions open loop, stop at the end of the episode or of a task in it, render as asked."""

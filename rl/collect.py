@@ -138,11 +138,14 @@ class Collector:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _next_episode(self, i: int) -> _Episode:
-        """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns."""
-        tasks, k = self.vector.tasks, self.started[i]
+        """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns.
+
+        Seeds come in blocks within which episodes share what is slow to build."""
+        tasks, k, block = self.vector.tasks, self.started[i], self.vector.env_spec.seed_block
         self.started[i] += 1
-        draw = int(np.random.SeedSequence([self.seed, i, k]).generate_state(1)[0])
-        return _Episode(tasks[(i + k) % len(tasks)], TRAINING_SEEDS + draw % 2_000_000_000)
+        draw = int(np.random.SeedSequence([self.seed, i, k // block]).generate_state(1)[0])
+        first = TRAINING_SEEDS + draw % 2_000_000_000
+        return _Episode(tasks[(i + k) % len(tasks)], first + -first % block + k % block)
 
     def _reset(self, i: int) -> None:
         self.ready[i] = False
