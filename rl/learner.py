@@ -78,7 +78,7 @@ class Learner:
         return metrics
 
     def _update(self, segment: Segment) -> Metrics:
-        stage = self.algo.stage(self.iteration)
+        stage = self.algo.stage(self.iteration, segment.value.numel() * learners())
         self._enter(stage)
         batch, metrics = self.targets(segment)
         first = self._minibatches(batch)

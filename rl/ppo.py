@@ -21,7 +21,8 @@ from rl.types import Batch
 class Stage:
     """A span of a fine-tuning run with its own losses, freezes and learning rates."""
 
-    iterations: int | None = None  # None: until the end
+    iterations: int | None = None
+    decisions: int | None = None  # instead: it ends with the iteration that reaches so many; neither: until the end
     losses: tuple[str, ...] = ("policy", "value")
     freeze: tuple[str, ...] = ()  # parameter-name prefixes
     lr_scale: float = 1.0
@@ -30,6 +31,12 @@ class Stage:
         unknown = set(self.losses) - {"policy", "value"}
         if unknown or not self.losses:
             raise ValueError(f"stage losses {self.losses}: expected some of 'policy' and 'value'")
+        if self.iterations is not None and self.decisions is not None:
+            raise ValueError("a stage has both iterations and decisions; keep one")
+
+    def length(self, per_iteration: int) -> int | None:
+        """In iterations of so many decisions; None: without end."""
+        return self.iterations if self.decisions is None else -(-self.decisions // max(1, per_iteration))
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,14 @@ class Ppo:
         stages = tuple(s if isinstance(s, Stage) else Stage(**_tuples(s)) for s in self.stages)
         object.__setattr__(self, "stages", stages or (Stage(),))
 
-    def stage(self, iteration: int) -> Stage:
-        """The stage that governs this iteration (counted from 0)."""
+    def stage(self, iteration: int, per_iteration: int = 1) -> Stage:
+        """The stage that governs this iteration (counted from 0) of a run with so many decisions in each."""
         end = 0
         for stage in self.stages:
-            if stage.iterations is None:
+            length = stage.length(per_iteration)
+            if length is None:
                 return stage
-            end += stage.iterations
+            end += length
             if iteration < end:
                 return stage
         return self.stages[-1]

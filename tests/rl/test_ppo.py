@@ -13,6 +13,7 @@ from envs.build import build
 from pretrained.types import Evaluation, PolicySpec
 from rl.ppo import Ppo, Stage
 from rl.types import Batch
+from tests.golden_files import golden_json
 
 ALGOS = sorted((Path(__file__).parents[2] / "configs" / "algo").glob("*.yaml"))
 
@@ -74,6 +75,21 @@ def test_stages_follow_one_another() -> None:
     assert [algo.stage(i).lr_scale for i in (4, 5, 1000)] == [1.0, 0.1, 0.1]
     assert Ppo().stage(10**6) == Stage()
     assert Ppo(stages=({"iterations": 1},)).stage(5) == Stage(iterations=1)  # the last one lasts
+
+
+def test_stages_counted_in_decisions_change_where_the_original_did() -> None:
+    """A stage ends with the first update at or beyond its own budget; the next one's count starts at 0."""
+    recorded = golden_json("flare_eval/stages.json")
+    budgets = recorded["max_stage_steps"]
+    algo = Ppo(stages=tuple({"decisions": n, "lr_scale": i + 1.0} for i, n in enumerate(budgets)))
+    for case in recorded["cases"]:
+        per = case["steps_per_update"]
+        for change in case["stage_changes"]:
+            at = change["update"]
+            assert algo.stage(at, per).lr_scale == change["stage"] + 1, case
+            assert at == 0 or algo.stage(at - 1, per).lr_scale == change["stage"], case
+    with pytest.raises(ValueError, match="both iterations and decisions"):
+        Stage(iterations=1, decisions=1)
 
 
 def test_refusals() -> None:
