@@ -84,20 +84,10 @@ class Calvin:
         self._tasks: List[str] = []  # of the episode; the present one is number `_done`
         self._done = self._steps = 0
         self._start: Info = self._world.info()
-        names, low, high = ACTIONS[actions]
         self._tasks = ["open_drawer"]
-        self.spec = EnvSpec(
-            env_id=f"calvin/{name}_chains" if self._chains else f"calvin/{name}",
-            cameras=dict(sizes),
-            proprio=dict(PROPRIO),
-            actions=(*names, "gripper"),
-            low=(*low, -1.0),
-            high=(*high, 1.0),
-            control_hz=CONTROL_HZ,
-            max_steps=max_steps * LENGTH if self._chains else max_steps,
-            tasks=(CHAIN,) if self._chains else single_tasks(),
-            action_convention=f"calvin_{actions}",
-            privileged={key: value.shape for key, value in self._privileged(self._start).items()},
+        privileged = {key: value.shape for key, value in self._privileged(self._start).items()}
+        self.spec = calvin_spec(
+            name, sizes=sizes, actions=actions, chains=self._chains, max_steps=max_steps, privileged=privileged
         )
 
     def reset(self, task: str, seed: int) -> Observation:
@@ -214,6 +204,32 @@ class Calvin:
             out[f"{colour}_quat"] = np.array(block["current_orn"])
             out[f"{colour}_held"] = np.array(float(block["uid"] in touched and len(block["contacts"]) <= 2))
         return out
+
+
+def calvin_spec(
+    scene: str,
+    *,
+    sizes: Mapping[str, Tuple[int, int]],
+    actions: str = "relative",
+    chains: bool = False,
+    max_steps: int = 360,
+    privileged: Optional[Mapping[str, Tuple[int, ...]]] = None,
+) -> EnvSpec:
+    """What a scene offers and accepts; needs no simulator."""
+    names, low, high = ACTIONS[actions]
+    return EnvSpec(
+        env_id=f"calvin/{scene}_chains" if chains else f"calvin/{scene}",
+        cameras=dict(sizes),
+        proprio=dict(PROPRIO),
+        actions=(*names, "gripper"),
+        low=(*low, -1.0),
+        high=(*high, 1.0),
+        control_hz=CONTROL_HZ,
+        max_steps=max_steps * LENGTH if chains else max_steps,
+        tasks=(CHAIN,) if chains else single_tasks(),
+        action_convention=f"calvin_{actions}",
+        privileged=dict(privileged or {}),
+    )
 
 
 _TASK_NUMBER = {task: number for number, task in enumerate(INSTRUCTIONS)}

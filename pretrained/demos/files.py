@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from envs.types import EnvSpec
-from pretrained.demos import lerobot, libero
+from pretrained.demos import calvin, lerobot, libero
 from pretrained.demos.lerobot import Names, is_dataset
 
 
@@ -35,18 +35,19 @@ class Episode(Protocol):
 
 
 def resolve(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """HDF5 files, and folders of LeRobot datasets, behind files and folders, in order.
+    """HDF5 files, and folders of LeRobot and CALVIN datasets, behind files and folders, in order.
 
     Raises ValueError listing what is on disk if there is none."""
     files: list[Path] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(path)
         if path.is_dir():
-            inside = [path] if is_dataset(path) else sorted(path.glob("*.hdf5"))
+            known = is_dataset(path) or calvin.is_dataset(path)
+            inside = [path] if known else sorted(path.glob("*.hdf5"))
             if not inside:
                 raise ValueError(
-                    f"{path} holds neither a *.hdf5 file nor a LeRobot dataset (meta/info.json); expected "
-                    "demonstrations there: make some with 'collect'"
+                    f"{path} holds neither a *.hdf5 file nor a LeRobot dataset (meta/info.json) nor a split of CALVIN "
+                    f"({calvin.RANGES}); expected demonstrations there: make some with 'collect'"
                 )
             files += inside
         elif path.is_file():
@@ -79,10 +80,12 @@ def read_episodes(
     """All demonstrations, checked against `env`. `align` is for official LIBERO files, `names` for LeRobot datasets."""
     episodes: list[Episode] = []
     for path in resolve(paths):
-        if path.is_dir():
+        if path.is_dir() and is_dataset(path):
             episodes += lerobot.read_dataset(path, env=env, names=names, drop_noops=drop_noops)
         elif names:
             raise ValueError(f"names = {dict(names)} are for LeRobot datasets, and {path} is none; leave them out")
+        elif path.is_dir():
+            episodes += calvin.read_split(path, env=env, drop_noops=drop_noops)
         else:
             episodes += libero.read_file(path, env=env, align=align, drop_noops=drop_noops)
     return episodes
