@@ -21,6 +21,8 @@ FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml"))
 DISCRETE = ("categorical", "spoc")
 TINY_SPOC = {"width": 16, "heads": 2, "fusion_layers": 1, "fusion_hidden": 16, "decoder_layers": 1, "grid": [2, 2],
              "window": 4, "vision": "tiny", "text": "tiny", "in_hand": ""}  # fmt: skip
+TINY_ACT = {"heads": 2, "ffn": 16, "encoder_layers": 1, "decoder_layers": 1, "style_layers": 1, "latent": 4,
+            "planes": [4, 4, 8, 8], "dropout": 0.0, "augment": []}  # fmt: skip
 SUCCESS = {"success": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
 
 
@@ -47,6 +49,8 @@ def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
         node |= {"clip": "tiny", "binary": []}
     if node["horizon"] > 1:
         node["horizon"] = 4
+    if family == "act":
+        node |= TINY_ACT
     if "steps" in node["kernel"]:
         node["kernel"]["steps"] = min(4, node["kernel"]["steps"])
     return {**node, **overrides}

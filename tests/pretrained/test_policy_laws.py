@@ -35,6 +35,18 @@ TINY_SPOC = {
     "half_features": False,
 }
 
+TINY_ACT = {
+    "heads": 2,
+    "ffn": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "style_layers": 1,
+    "latent": 4,
+    "planes": [8, 8, 16, 16],
+    "dropout": 0.0,
+    "augment": [],
+}
+
 
 def environment(*, discrete: bool = False, actions: int = 3, size: int = 24) -> EnvSpec:
     return EnvSpec(
@@ -66,6 +78,8 @@ def tiny_node(name: str, **overrides: Any) -> dict[str, Any]:
         node["binary"] = [2]
     if node["horizon"] > 1:
         node["horizon"] = 4
+    if name == "act":
+        node |= TINY_ACT
     return {**node, **overrides}
 
 
@@ -255,7 +269,8 @@ def test_gradients_reach_every_trainable_parameter_and_no_other(policy: Any) -> 
     scores = policy.evaluate(x, stack(decisions, "trace"), starts, memory)
     (scores.log_prob.sum() + scores.entropy.sum() + scores.value.sum()).backward()
     for name, p in policy.named_parameters():
-        assert (p.grad is not None) == p.requires_grad, name
+        if not name.startswith(getattr(policy, "imitation_only", ())):
+            assert (p.grad is not None) == p.requires_grad, name
     assert any(p.grad.abs().sum() > 0 for p in policy.actor.parameters() if p.grad is not None)
     assert all(p.grad is None for p in policy.encoder.parameters()) == policy.frozen_encoder
 
@@ -268,7 +283,7 @@ def test_critic_does_not_shape_the_actor(policy: Any) -> None:
     assert all((p.grad is not None) == p.requires_grad for p in policy.critic.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in CHUNKS if n != "vla"])
+@pytest.mark.parametrize("name", [n for n in CHUNKS if n not in ("vla", "act")])
 def test_frozen_encoder_stores_its_output(name: str) -> None:
     free, frozen = make(name), make(name, frozen_encoder=True)
     frozen.load_state_dict(free.state_dict())
@@ -298,8 +313,10 @@ def test_state_dict_carries_the_decision(policy: Any, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("name", NAMES)
 def test_imitation_overfits_one_batch(name: str) -> None:
-    policy = make(name, disturb=False, width=64, **({"augment": 0} if name in CHUNKS and name != "vla" else {}))
-    demo, copies, rate, count = demonstrations(policy, 4), 8, 5e-3, 300
+    plain = {"augment": 0} if name in CHUNKS and name not in ("vla", "act") else {}
+    policy = make(name, disturb=False, width=64, **plain)
+    rate = 1e-3 if name == "act" else 5e-3  # a transformer that is normalised after its layers wants smaller steps
+    demo, copies, count = demonstrations(policy, 4), 8, 300
     x = {k: torch.cat([v] * copies) for k, v in policy.encode(demo.obs).items()}
     actions, is_pad = torch.cat([demo.actions] * copies), torch.cat([demo.is_pad] * copies)
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=rate)
