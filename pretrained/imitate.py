@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from pretrained.processes import processes
 from pretrained.progress import Bar
 from pretrained.rectified_flow import Reflow
 from pretrained.schedule import SCHEDULES, learning_rate
+from pretrained.stages import staged
 from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
 
 # Settings that may differ between a run and its resumption.
@@ -50,6 +51,7 @@ class ImitateRun:
     demos: str | Sequence[str]
     out: str  # run folder; checkpoints are its step_* folders and `best`
     reader: Mapping[str, Any] | None = None  # node that reads another layout than LIBERO's, such as Chores
+    stage: str = ""  # of a policy that is trained in several, such as VPP's "video"; "" trains the policy itself
     init: str = ""  # checkpoint to start from; its normalisers are kept
     reflow: int | None = None  # straighten the paths of the flow `init`: its sampler's steps per pair, 10 to 50
     env: EnvConfig | Mapping[str, Any] | None = None  # only needed if the demonstrations do not say what they are of
@@ -115,6 +117,7 @@ class _Imitation:
     def __init__(self, run: ImitateRun, *, rank: int, world: int, device: torch.device) -> None:
         if run.batch_size % world:
             raise ValueError(f"batch_size = {run.batch_size} cannot be divided among {world} processes; change it")
+        run = replace(run, policy=staged(run.policy, run.stage))
         self.run, self.rank, self.world, self.device, self.out = run, rank, world, device, Path(run.out)
         if run.schedule not in SCHEDULES:
             raise ValueError(f"schedule '{run.schedule}' is unknown; expected {', '.join(SCHEDULES)}")
@@ -131,10 +134,12 @@ class _Imitation:
         if demos is None:
             demos = Demos(run.demos, env=self.env, horizon=spec.horizon, history=spec.history, align=run.align,
                           drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory,
-                          names=run.names)  # fmt: skip
+                          names=run.names, ahead=getattr(self.policy, "looks_ahead", False))  # fmt: skip
         self.train_set, self.val_set = demos.split(run.val_fraction, run.seed)
         if start is None:
             self.policy.fit_normalizers(self.train_set.all_actions(), self.train_set.all_proprio())
+        if hasattr(self.policy, "learn_by_imitation"):
+            self.policy.learn_by_imitation()
         self.policy.to(device)
         self.named = {k: p for k, p in self.policy.named_parameters() if p.requires_grad}
         if not self.named:
@@ -287,7 +292,7 @@ class _Imitation:
         learner = checkpoint.load_learner(last)
         if learner is None:
             raise ValueError(f"{last} has no learner state, so it cannot be resumed; choose another 'out'")
-        theirs, ours = {"schedule": "cosine", **learner["settings"]}, self._settings()
+        theirs, ours = {"schedule": "cosine", "stage": "", **learner["settings"]}, self._settings()
         different = [k for k in ours if theirs.get(k) != ours[k]]
         if different:
             k = different[0]

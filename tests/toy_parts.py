@@ -1,5 +1,6 @@
 """Small parts that tests of learning share: toy environments, tiny policies of every family, synthetic segments."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,19 @@ from rl.collect import Collector
 from rl.types import Segment
 
 POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
-FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml"))
+HAVE_DIFFUSERS = importlib.util.find_spec("diffusers") is not None  # which VPP needs
+FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml") if path.stem != "vpp" or HAVE_DIFFUSERS)
 DISCRETE = ("categorical", "spoc")
 TINY_SPOC = {"width": 16, "heads": 2, "fusion_layers": 1, "fusion_hidden": 16, "decoder_layers": 1, "grid": [2, 2],
              "window": 4, "vision": "tiny", "text": "tiny", "in_hand": ""}  # fmt: skip
 TINY_ACT = {"heads": 2, "ffn": 16, "encoder_layers": 1, "decoder_layers": 1, "style_layers": 1, "latent": 4,
             "planes": [4, 4, 8, 8], "dropout": 0.0, "augment": []}  # fmt: skip
+TINY_VPP = {
+    "video": {"_target_": "pretrained.vpp.video.VideoModel", "model": "tiny", "text": "tiny", "frames": 2,
+              "size": [16, 16]},
+    "former": {"latents": 4, "width": 16, "depth": 1, "heads": 2, "head_width": 8},
+    "width": 16, "critic_width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "horizon": 4,
+}  # fmt: skip
 SUCCESS = {"success": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
 
 
@@ -42,6 +50,8 @@ def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
     node = yaml.safe_load((POLICIES / f"{family}.yaml").read_text())
     if family == "spoc":
         return {**node, **TINY_SPOC, **overrides}
+    if family == "vpp":
+        return {**node, **TINY_VPP, "kernel": {**node["kernel"], "steps": 4}, **overrides}
     node |= {"width": 16, "critic_width": 16}
     if "encoder" in node:
         node["encoder"] |= {"width": 16, "channels": [4, 4, 4]}

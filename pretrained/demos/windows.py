@@ -16,7 +16,7 @@ class Demos:
     """Windows over all steps of all episodes; window w is step `step[w]` of the joined episodes.
 
     Beyond the end of an episode a chunk repeats the last action (and says so in `is_pad`); before its start the
-    history repeats the first observation.
+    history repeats the first observation. With `ahead` the history is what follows, from the window's step on.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Demos:
         max_demos: int | None = None,
         in_memory: bool = True,
         names: Mapping[str, str] | None = None,
+        ahead: bool = False,
     ) -> None:
         episodes: list[Episode] = read_episodes(paths, env=env, align=align, drop_noops=drop_noops, names=names)
         if not episodes:
@@ -40,6 +41,7 @@ class Demos:
                 raise ValueError(f"max_demos = {max_demos}, but {paths} hold {len(episodes)}; lower it or collect more")
             episodes = episodes[:max_demos]
         self.env, self.horizon, self.history, self.in_memory = env, horizon, history, in_memory
+        self.ahead = ahead
         self.episodes = episodes
         self._actions = np.concatenate([e.actions for e in episodes])
         self._proprio = np.concatenate([e.proprio for e in episodes])
@@ -66,11 +68,13 @@ class Demos:
         steps = self.step[np.asarray(index, dtype=np.int64)]
         first, end = self._first[steps], self._end[steps]
         ahead = steps[:, None] + np.arange(self.horizon)
-        behind = np.maximum(steps[:, None] - np.arange(self.history)[::-1], first[:, None])
+        seen = np.maximum(steps[:, None] - np.arange(self.history)[::-1], first[:, None])
+        if self.ahead:
+            seen = np.minimum(steps[:, None] + np.arange(self.history), end[:, None] - 1)
         cameras = self.env.cameras if images else ()
-        frames: dict[str, np.ndarray | Tensor] = {c: torch.from_numpy(self._frames(c, behind)) for c in cameras}
+        frames: dict[str, np.ndarray | Tensor] = {c: torch.from_numpy(self._frames(c, seen)) for c in cameras}
         texts = [self.episodes[i].instruction for i in self._episode[steps]]
-        obs = ObsBatch(frames, torch.from_numpy(self._proprio[behind]), texts)
+        obs = ObsBatch(frames, torch.from_numpy(self._proprio[seen]), texts)
         actions = self._actions[np.minimum(ahead, end[:, None] - 1)]
         return DemoBatch(obs, torch.from_numpy(actions), torch.from_numpy(ahead >= end[:, None]))
 

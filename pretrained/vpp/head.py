@@ -35,7 +35,9 @@ class ActionHead(nn.Module):
         heads: int = 8,
         dropout: Sequence[float] = DROPOUT,
         cross_attention: str = "full",
+        action_positions: str = "none",
     ) -> None:
+        """`action_positions` "learned" tells the actions of a chunk apart; it starts at zero, which changes nothing."""
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} cannot be divided among {heads} heads; change one of them")
@@ -49,6 +51,8 @@ class ActionHead(nn.Module):
         self.encoder = nn.ModuleList(EncoderBlock(width, heads, dropout) for _ in range(encoder_layers))
         self.encoder_norm = nn.LayerNorm(width, bias=False)
         self.action = nn.Linear(action_dim, width)
+        learned = action_positions == "learned"
+        self.position = nn.Parameter(torch.zeros(horizon, width)) if learned else None
         self.sigma = _two_layers(width, width, nn.Mish())
         self.decoder = nn.ModuleList(DecoderBlock(width, heads, dropout) for _ in range(decoder_layers))
         self.decoder_norm = nn.LayerNorm(width, bias=False)
@@ -79,7 +83,7 @@ class ActionHead(nn.Module):
         mask = None
         if self.causal_cross:
             mask = torch.ones(self.horizon, condition.shape[3], dtype=torch.bool, device=x.device).tril()
-        h = self.action(x)  # [B, M, H, D]
+        h = self.action(x) if self.position is None else self.action(x) + self.position  # [B, M, H, D]
         for i, block in enumerate(self.decoder):
             h = block(h, level, condition[:, i, 0], condition[:, i, 1], mask, drop=drop)
         return self.answer(self.decoder_norm(h))

@@ -6,6 +6,7 @@ from typing import Any
 
 CHOICES = {
     "cross_attention": ("full", "causal"),
+    "action_positions": ("learned", "none"),
     "frame_mask": ("attention", "embedding"),
     "fps": ("trained", "four"),
     "noise": ("stored", "fresh"),
@@ -20,6 +21,9 @@ class Quirks:
     # "causal": action i sees the context tokens 0 to i only, and most of the 225 tokens are never looked at. Published
     # weights were trained so.
     cross_attention: str = "full"
+    # "none": only the causal mask tells the actions of a chunk apart. "learned" starts at zero, so that imported
+    # weights decide as they did.
+    action_positions: str = "learned"
     # "embedding": a frame that is masked loses its frame embedding, and is attended to like every other.
     frame_mask: str = "attention"
     # "four": features are taken at 4 frames per second, while the video model was trained at 7. Published weights were

@@ -90,7 +90,7 @@ def _from_checkpoint(folder: Path) -> Towers:
     """The video model that a checkpoint of the stage `video` was trained from, with the trained U-Net."""
     card = checkpoint.read_card(folder)
     base = dict(card.node.get("video") or {}).get("model")
-    if card.node.get("stage") != "video" or not isinstance(base, str):
+    if not str(card.node.get("_target_")).endswith("VideoStage") or not isinstance(base, str):
         raise ValueError(f"{folder} is a checkpoint of a policy; as video model it takes one of pretrain stage=video")
     checkpoint.verify(folder)
     towers = load_video(base)
@@ -153,6 +153,7 @@ def _tiny_video() -> Towers:
         vae = AutoencoderKLTemporalDecoder(
             down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1
         )
+        vae.quant_conv.weight.data.mul_(10.0)  # latents as large as those of a trained one, or the U-Net is blind
     return Towers(unet, vae, EulerDiscreteScheduler(**SCHEDULE))
 
 
