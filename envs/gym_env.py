@@ -13,8 +13,9 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import register, registry
 
 from envs.build import locate
+from envs.spaces import action_space, observation_space
 from envs.types import EnvConfig, EnvError, EnvSpec, ResetNeeded
-from envs.vector import Arrival, SimVector, action_space, observation_space
+from envs.vector import Arrival, SimVector
 
 # Gymnasium id -> ours; any other "<simulator>/<name>" is reached through `envs.make`.
 IDS = {

@@ -16,11 +16,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.child import Child, Failure
+from envs.spaces import action_space, observation_space
 from envs.types import EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded
 
 FROZEN_AFTER = 3  # identical frames in a row, while the robot moves, mean a stuck renderer
@@ -63,22 +63,6 @@ class _Row:
     frame_sum: int = -1
     frame_proprio: np.ndarray | None = None
     same_frames: int = 0
-
-
-def observation_space(spec: EnvSpec) -> spaces.Dict:
-    """Images, proprioception and the instruction as a Gymnasium space."""
-    images = {name: spaces.Box(0, 255, (y, x, 3), np.uint8) for name, (y, x) in spec.cameras.items()}
-    proprio = spaces.Box(-np.inf, np.inf, (spec.proprio_dim,), np.float32)
-    charset = "".join(chr(c) for c in range(32, 127))
-    text = spaces.Text(max_length=512, min_length=0, charset=charset)
-    return spaces.Dict({"images": spaces.Dict(images), "proprio": proprio, "instruction": text})
-
-
-def action_space(spec: EnvSpec) -> spaces.Space[Any]:
-    """Box in environment units, or Discrete."""
-    if spec.num_actions:
-        return spaces.Discrete(spec.num_actions)
-    return spaces.Box(np.asarray(spec.low, np.float32), np.asarray(spec.high, np.float32), dtype=np.float32)
 
 
 class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):

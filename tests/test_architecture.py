@@ -31,6 +31,7 @@ SIMULATORS = {
 CHILD_FREE = {
     "envs/vector.py",
     "envs/gym_env.py",
+    "envs/spaces.py",
     "envs/install.py",
     "envs/record.py",
     "envs/film.py",
