@@ -130,10 +130,10 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.optimizer.load_state_dict(self._fit(state["optimizer"]))
-        for p, moments in self.optimizer.state.items():  # a fused step takes for granted that all lie alike in memory
-            for k, v in moments.items():
+        for p, kept in self.optimizer.state.items():  # a fused step takes for granted that all lie alike in memory
+            for k, v in kept.items():
                 if v.shape == p.shape and v.stride() != p.stride():
-                    moments[k] = torch.empty_like(p).copy_(v)
+                    kept[k] = torch.empty_like(p).copy_(v)
         self.rng.set_state(state["rng"].to(torch.uint8).cpu())
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
         self.return_scale.load(state["return_scale"])
