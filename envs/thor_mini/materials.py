@@ -121,7 +121,7 @@ _KNOWN: Dict[str, Tuple[float, float, float]] = {
     "ShelvingUnit": (42, 0.34, 0.74),
     "TVStand": (16, 0.5, 0.3),
     "CounterTop": (40, 0.12, 0.86),
-    "GarbageCan": (210, 0.1, 0.36),
+    "GarbageCan": (258, 0.42, 0.34),
     "Mug": (268, 0.62, 0.74),
     "Bowl": (174, 0.66, 0.7),
     "Vase": (290, 0.5, 0.62),
