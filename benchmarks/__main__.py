@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.tables import HERE, hardware, table, write_section
 
-PROGRAMS = ("rollout", "loop", "sims", "learner", "vs_rllib", "scaling", "targets")
+PROGRAMS = ("rollout", "loop", "sims", "learner", "vs_rllib", "scaling", "targets", "thor_render")
 NOT_RAW = {"ratio", "goal", "at_most", "rounds", "processes", "unit"}
 
 

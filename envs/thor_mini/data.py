@@ -66,7 +66,7 @@ class Databases:
     holes: Dict[str, Tuple[float, float]]  # door or window -> width and height of its opening, metres
     materials: Dict[str, Tuple[str, ...]]  # category -> names
     wall_colours: Tuple[Tuple[int, int, int], ...]
-    skies: Tuple[str, ...]
+    skies: Dict[str, str]  # name -> time of day
 
     def of_type(self, object_type: str, split: str) -> List[Asset]:
         """Models of a type that a split may use, in the file's order; [] for an unknown type."""
@@ -92,7 +92,8 @@ def find() -> Path:
         looked.append(f"{folder} ({'no such folder' if not folder.is_dir() else 'without ' + ', '.join(missing)})")
     raise EnvError(
         f"ProcTHOR's databases were not found; looked at {'; '.join(looked)}. `pip install --no-deps procthor` brings "
-        "them (4 MB; nothing else of the package is needed), or set PROCTHOR_DATA to a folder with these JSON files"
+        "them (4 MB to download, 46 MB on disk; what it asks for besides is not needed), or set PROCTHOR_DATA to a "
+        "folder with these JSON files"
     )
 
 
@@ -113,7 +114,7 @@ def _read(folder: str) -> Databases:
         holes={name: _opening(row) for name, row in raw["holes"].items()},
         materials={name: tuple(rows) for name, rows in raw["materials"].items()},
         wall_colours=tuple((_byte(c["r"]), _byte(c["g"]), _byte(c["b"])) for c in raw["wall_colours"]),
-        skies=tuple(raw["skies"]),
+        skies={name: str(row["timeOfDay"]) for name, row in raw["skies"].items()},
     )
 
 

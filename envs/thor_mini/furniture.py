@@ -220,7 +220,7 @@ def floor_lamp(size: Size) -> List[Part]:
 def door(size: Size) -> List[Part]:
     """Door."""
     return [
-        box(0, 1, 0, 1, 0, 1, MAIN, "wood"),
+        box(0, 1, 0, 1, 0.12, 0.88, MAIN, "wood"),
         box(0.12, 0.88, 0.55, 0.92, 0, 1.0, SECOND, "wood"),
         box(0.12, 0.88, 0.08, 0.45, 0, 1.0, SECOND, "wood"),
         box(0.9, 0.96, 0.46, 0.5, 0, 1, STEEL),

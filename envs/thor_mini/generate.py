@@ -187,7 +187,7 @@ def _parameters(rng: np.random.Generator, plan: Plan, databases: Databases) -> D
         "ceilingMaterial": {"name": "PureWhite"},
         "floorColliderThickness": 1.0,
         "receptacleHeight": 0.7,
-        "skyboxId": databases.skies[rng.integers(len(databases.skies))],
+        "skyboxId": sorted(databases.skies)[rng.integers(len(databases.skies))],
         "lights": lights,
         "reflections": [],
     }

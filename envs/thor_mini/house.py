@@ -15,7 +15,7 @@ from typing import Any, List, Mapping, Optional, Tuple
 import numpy as np
 
 from envs.thor_mini.data import Databases
-from envs.thor_mini.materials import look, type_colours
+from envs.thor_mini.materials import look, sky_colour, type_colours
 from envs.thor_mini.scene import Body, Colour, Opening, Room, Scene, Wall
 from envs.types import EnvError
 
@@ -56,7 +56,9 @@ def load(house: Mapping[str, Any], databases: Databases) -> Scene:
         start=_start(_get(metadata, "agent", "metadata")),
         ceiling_colour=_material(parameters.get("ceilingMaterial") or {"name": "PureWhite"}, "ceilingMaterial")[1],
         seed=zlib.crc32(repr([(r.room_id, r.polygon.tolist()) for r in rooms]).encode()),
-        sky_colour=_colour(sky, "skyboxColor") if sky else look(str(parameters.get("skyboxId", "SkyBlue"))).colour,
+        sky_colour=_colour(sky, "skyboxColor")
+        if sky
+        else sky_colour(databases.skies.get(str(parameters.get("skyboxId")))),
     )
 
 

@@ -178,6 +178,11 @@ def look(name: str, tint: Optional[Colour] = None) -> Look:
     return Look(_jitter(colour, code(name), 10), PATTERNS.index(pattern))
 
 
+def sky_colour(time_of_day: Optional[str]) -> Colour:
+    """Overhead, at one of ProcTHOR's times of day; midday for any other."""
+    return {"GoldenHour": (226, 172, 116), "BlueHour": (74, 92, 150)}.get(str(time_of_day), (116, 172, 232))
+
+
 def type_colours(object_type: str, asset_id: str, tint: Optional[Colour] = None) -> Tuple[Colour, Colour, Colour]:
     """Main colour, a second one and an accent. The main hue belongs to the type, its shade to the model."""
     key = code(object_type)
@@ -242,7 +247,7 @@ def _pattern(name: str, rng: np.random.Generator) -> np.ndarray:
         seam = (rows % 16 < 2) | ((columns + 16 * (row % 2)) % 32 < 2)
         return np.where(seam, 1.3, 1 + rng.uniform(-0.18, 0.18, (8, 4))[row, column] + 0.06 * fine)
     if name == "fabric":
-        return 1 + 0.07 * np.where((rows // 2 + columns // 2) % 2 == 0, 1, -1) + 0.05 * _noise(rng, 8, 8) + 0.05 * fine
+        return 1 + 0.04 * np.where((rows // 2 + columns // 2) % 2 == 0, 1, -1) + 0.05 * _noise(rng, 8, 8) + 0.05 * fine
     if name == "marble":
         veins = np.abs(_noise(rng, 6, 6) + 0.5 * _noise(rng, 16, 16))
         return 1.04 - 0.22 * np.exp(-8 * veins) + 0.02 * fine

@@ -195,6 +195,7 @@ def _floor(mesh: Mesh, room: Room, scene: Scene) -> None:
     middle = (polygon.min(axis=0) + polygon.max(axis=0)) / 2
     triangles = triangulate(polygon) - middle
     pattern = look(room.material).pattern if room.material else PATTERNS.index("planks")
+    pattern = PATTERNS.index("planks") if pattern == PATTERNS.index("wood") else pattern
     for y, turned, colour, pat in (
         (0.0, False, room.colour, pattern),
         (scene.ceiling, True, scene.ceiling_colour, PATTERNS.index("plaster")),

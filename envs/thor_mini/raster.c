@@ -264,9 +264,9 @@ static void shade_sky(const Scene* scene, const View* view, int y, int from, int
   for (int x = from; x < to; x++) {
     double a = (x + 0.5 - cx) / view->focal, b = -(y + 0.5 - cy) / view->focal;
     double rise = (view->right[1] * a + view->up[1] * b + view->forward[1]) / sqrt(a * a + b * b + 1);
-    double t = fmin(1, fabs(rise) * 2.5);
+    double t = fmin(1, 0.35 + fabs(rise) * 2);
     const uint8_t* colour = rise > 0 ? scene->sky : scene->ground;
-    for (int k = 0; k < 3; k++) ((uint8_t*)view->rgb)[3 * (row + x) + k] = (uint8_t)(238 + t * (colour[k] - 238));
+    for (int k = 0; k < 3; k++) ((uint8_t*)view->rgb)[3 * (row + x) + k] = (uint8_t)(236 + t * (colour[k] - 236));
     ((float*)view->depth)[row + x] = FAR;
     ((int32_t*)view->ids)[row + x] = -1;
   }
@@ -295,7 +295,7 @@ static void shade_run(const View* view, const Drawn* d, int y, int from, int to)
       float f;
       int32_t i;
     } size = {d->blur * z * z * z};
-    int level = ((size.i >> 23) - 126) >> 1;
+    int level = ((size.i >> 23) - 125) >> 1;  // half of the exponent: size is the square of a length
     level = level < 0 ? 0 : level > LEVELS - 1 ? LEVELS - 1 : level;
     uint32_t mask = (TEXELS >> level) - 1;
     const uint8_t* texel = d->texture + offsets[level];

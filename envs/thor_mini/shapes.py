@@ -74,6 +74,9 @@ _FAMILIES: Dict[Callable[[Size], List[Part]], Tuple[str, ...]] = {
     small.statue: ("Statue", "TableTopDecor"),
     small.teddy: ("TeddyBear",),
     small.roll: ("ToiletPaper", "PaperTowelRoll"),
+    small.sheet: ("Towel", "HandTowel", "Cloth", "ShowerCurtain", "Blinds"),
+    small.stick: ("ButterKnife", "Fork", "Knife", "Ladle", "Pen", "Pencil", "Spatula", "Spoon"),
+    small.pole: ("BaseballBat", "Plunger", "ScrubBrush", "ShowerHead"),
     furniture.door: ("Doorway",),
 }
 _BY_TYPE = {name: family for family, names in _FAMILIES.items() for name in names}

@@ -260,3 +260,18 @@ def teddy(size: Size) -> List[Part]:
 def roll(size: Size) -> List[Part]:
     """Roll."""
     return [prism(0, 1, 1, MAIN, "fabric"), prism(0.98, 1, 0.35, SOIL)]
+
+
+def sheet(size: Size) -> List[Part]:
+    """Cloth that hangs or lies folded."""
+    return [box(0, 1, 0, 1, 0, 1, MAIN, "fabric")]
+
+
+def stick(size: Size) -> List[Part]:
+    """Cutlery and pens: a handle and a head, lying along z."""
+    return [box(0.25, 0.75, 0.2, 0.8, 0, 0.7, MAIN), box(0, 1, 0, 1, 0.65, 1, STEEL)]
+
+
+def pole(size: Size) -> List[Part]:
+    """Upright on the floor: a bat, a plunger, a brush."""
+    return [prism(0, 0.3, 1, ACCENT, "plain", 0.6), prism(0.3, 1, 0.4, MAIN, "wood")]

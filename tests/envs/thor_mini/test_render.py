@@ -19,7 +19,7 @@ TARGETS = ("AlarmClock", "Apple", "BasketBall", "Bed", "Bowl", "Chair", "Garbage
 
 def crate(name, position, size, yaw=0.0):
     """A body whose shape fills its box."""
-    return Body(name, "Doorway", name, np.array(position, float), np.array(size, float), yaw)
+    return Body(name, "Towel", name, np.array(position, float), np.array(size, float), yaw)
 
 
 def room(number, x0, x1, z0, z1):
