@@ -63,7 +63,7 @@ def answer(world: World, painter: Painter, action: Mapping[str, Any], *, patches
 def _send(wire: Union[Fifo, Wsgi], reply: Reply, faults: Faults, action: Optional[Dict[str, Any]]) -> None:
     if faults.truncates(action) and reply.pictures:
         kind, picture = reply.pictures[-1]
-        reply.pictures[-1] = (kind, picture[: picture.nbytes // 2])
+        reply.pictures[-1] = (kind, picture[: picture.nbytes // 2 - 1])  # an odd size: half would fit two channels
     if faults.cuts(action):
         wire.send(reply, cut=0.5)
         os._exit(0)
