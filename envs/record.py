@@ -84,6 +84,16 @@ def write_video(
     return path
 
 
+def write_picture(path: Path | str, image: np.ndarray) -> Path:
+    """Write one picture uint8 [Y, X, 3] as PNG and return the path."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
 def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
     """Place videos [T, Y, X, 3] next to one another, in order.
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from envs.film import Film, Take
-from envs.record import side_by_side, write_video
+from envs.record import side_by_side, write_picture, write_video
 from envs.types import EnvConfig, EnvError
 from envs.vector import Arrival, SimVector
 from pretrained.checkpoint import find, load_policy, read_card
@@ -30,10 +30,13 @@ from pretrained.progress import Bar
 from pretrained.types import Policy
 from rl.chains import chain_tables
 from rl.collect import TRAINING_SEEDS, History
+from rl.navigation import Walked, episode_metrics
 from rl.stats import wilson
 from rl.types import EpisodeRecord
+from rl.walks import Walk, walks_in, write_tables
 
 ATTEMPTS = 3  # of an episode whose simulator fails
+TOP_DOWN = "top_down"  # a camera whose last picture shows the way of the whole episode
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +78,8 @@ class _Live:
     length: int = 0
     reward: float = 0.0
     actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each; kept for videos
+    walk: Walk | None = None  # of robots that walk
+    last: float = 0.0  # the action under way, if it is discrete
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         episodes = _episodes(run, vector, policy)
         spec, restarts = vector.env_spec, vector.restarts
         vector.close()
-        _write_records(out, episodes.records)
+        _write_records(out, episodes.records, episodes.walks)
         videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
     summary = (
         summarise(episodes.records)
@@ -110,6 +115,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "restarts": restarts,
             "cameras": {name: list(size) for name, size in spec.cameras.items()},
             "videos": videos,
+            **({"tables": write_tables(out, list(episodes.walks.values()))} if episodes.walks else {}),
             "wall_s": round(time.time() - started, 1),
             "command": run.command,
         }
@@ -143,7 +149,10 @@ def _videos(run: EvaluateRun, film: Film, takes: Mapping[str, Take], out: Path) 
     with Bar("videos", total=len(takes), quiet=run.quiet) as bar:
         for name, take in takes.items():
             try:
-                write_video(out / name, side_by_side(film.play(take)), fps=film.vector.env_spec.control_hz)
+                frames = film.play(take)
+                write_video(out / name, side_by_side(frames), fps=film.vector.env_spec.control_hz)
+                if TOP_DOWN in frames:
+                    write_picture((out / name).with_suffix(".png"), frames[TOP_DOWN][-1])
             except EnvError as e:  # an evaluation is worth more than its pictures
                 _log.warning("no video %s: %s", name, e)
                 missing[name] = str(e)
@@ -172,6 +181,7 @@ class Episodes:
         self.pending = deque((k, 0) for k in range(len(self.plan)))
         self.done: dict[int, EpisodeRecord] = {}
         self.takes: dict[str, Take] = {}  # file name of the video -> episode
+        self.walks: dict[int, Walked] = {}  # valid episodes of robots that walk
 
     @property
     def records(self) -> list[EpisodeRecord]:
@@ -224,6 +234,7 @@ class Episodes:
         for row, (i, live) in enumerate(zip(rows, lives, strict=True)):
             assert live is not None
             actions = chunk[row, : self.policy.spec.execute]
+            live.last = float(actions[0, 0])
             if live.plan < self.num_videos:
                 live.actions.append(actions.copy())
             self.vector.send_step(i, actions)
@@ -243,9 +254,13 @@ class Episodes:
         assert arrival.obs is not None
         self.history.push(i, arrival.obs, first=arrival.kind == "reset" or arrival.renewed)
         if arrival.kind == "reset":
+            if walks_in(self.vector.env_spec):
+                live.walk = Walk(self.vector.env_spec, arrival.obs)
             return True
         if arrival.renewed:  # another task: no memory of the one before
             self._forget(i)
+        if live.walk is not None:
+            live.walk.follow(arrival.obs, live.last)
         if live.actions:  # an episode or a task may end inside its chunk
             live.actions[-1] = live.actions[-1][: arrival.executed]
         live.length += arrival.executed
@@ -260,6 +275,8 @@ class Episodes:
         env = self.vector.env_spec.env_id
         record = EpisodeRecord(env, live.task, live.seed, success, live.length, live.reward, not cause, cause)
         self.done[live.plan] = record
+        if live.walk is not None and not cause:
+            self.walks[live.plan] = live.walk.walked(record)
         if live.actions and not cause:
             actions = np.concatenate(live.actions)
             name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
@@ -288,15 +305,18 @@ def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     return rate(records) | {"tasks": {t: rate([r for r in records if r.task == t]) for t in tasks}}
 
 
-def _write_records(out: Path, records: Sequence[EpisodeRecord]) -> None:
-    rows = [asdict(r) for r in records]
+def _write_records(out: Path, records: Sequence[EpisodeRecord], walks: Mapping[int, Walked]) -> None:
+    """One row per episode, with the figures of those that walked; `records` and `walks` are of the same plan."""
+    rows: list[dict[str, Any]] = [asdict(r) for r in records]
+    for k, walk in walks.items():
+        rows[k] |= {"category": walk.category, **{f: round(v, 6) for f, v in episode_metrics(walk).items()}}
     for name in ("episodes.jsonl", "episodes.csv"):
         temporary = out / (name + ".part")
         with temporary.open("w", newline="") as f:
             if name.endswith("jsonl"):
                 f.writelines(json.dumps(row) + "\n" for row in rows)
             else:
-                table = csv.DictWriter(f, fieldnames=list(rows[0]))
+                table = csv.DictWriter(f, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
                 table.writeheader()
                 table.writerows(rows)
         temporary.replace(out / name)

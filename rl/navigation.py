@@ -6,7 +6,7 @@ Two departures from the original: no epsilon is added to numerators and denomina
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Walked:
     expert_length: int | None = None  # actions of the expert; None: unknown
     best_distance: float | None = None  # shortest way, metres; None: unknown, or of no meaning (RoomVisit)
     category: str = ""  # of the target
+    extra: Mapping[str, float] = field(default_factory=dict)  # further figures of the episode
 
     def __post_init__(self) -> None:
         if len(self.positions) != len(self.worked) + 1:
@@ -91,6 +92,7 @@ def episode_metrics(e: Walked, *, outside_counts: bool = False) -> dict[str, flo
         "total_rooms_visited": float(visited),
         "percentage_rooms_visited": visited / len(e.rooms) if e.rooms else None,
         "percentage_collision": 1 - sum(e.worked) / length if length else None,
+        **e.extra,
     }
     return {k: v for k, v in figures.items() if v is not None and math.isfinite(v)}
 
