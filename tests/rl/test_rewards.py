@@ -7,8 +7,10 @@ import torch
 from pretrained.types import ObsBatch
 from rl.proposals.constant import Constant
 from rl.rewards import build_terms, combine, needs
+from rl.rewards.change import Change
 from rl.rewards.progress import Progress
 from rl.rewards.sparse import Sparse
+from rl.rewards.steps import Steps
 from rl.types import Segment
 
 GAMMA = 0.9
@@ -181,3 +183,16 @@ def test_constant_proposal():
     assert not torch.equal(first[0], first[1])
     with pytest.raises(ValueError, match="every >= 1"):
         Constant(every=0)
+
+
+def test_change_pays_what_a_total_grew_by_and_steps_what_time_costs():
+    total = torch.tensor([[[0.0, 1.0], [1.0, 1.0], [0.0, 2.5]]]).double()
+    segment = make_segment(1, 3, privileged={"collisions": total})
+    assert Change(key="collisions")(segment, GAMMA).tolist() == [[1.0, 0.0, 2.5]]
+    assert Steps()(segment, GAMMA).tolist() == segment.duration.tolist()
+    lost = make_segment(1, 3, privileged={"collisions": total * float("nan")}, valid=torch.zeros(1, 3).bool())
+    assert Change(key="collisions")(lost, GAMMA).tolist() == [[0.0] * 3]
+    with pytest.raises(ValueError, match="no privileged 'collisons', only .'collisions'"):
+        Change(key="collisons")(segment, GAMMA)
+    with pytest.raises(ValueError, match="has shape"):
+        Change(key="collisions")(make_segment(1, 3, privileged={"collisions": total[..., None]}), GAMMA)
