@@ -51,7 +51,7 @@ class Ai2thor:
         self,
         *,
         name: str = "stretch",
-        cameras: Optional[Mapping[str, Sequence[int]]] = None,
+        cameras: Optional[Mapping[str, Optional[Sequence[int]]]] = None,
         tasks: Sequence[str] = ("ObjectNavType",),
         max_steps: Optional[int] = None,
         houses: str = "generated",
@@ -74,7 +74,7 @@ class Ai2thor:
         house_deadline_s: float = 120.0,
         action_deadline_s: float = 30.0,
     ) -> None:
-        """`cameras`: (Y, X) of the two, equal, and if wanted of `top_down`. `max_steps`: null for each task's own.
+        """`cameras`: (Y, X) of the two, equal, or null, and of `top_down` if wanted; `max_steps`: null for each task's own.
 
         `houses`: generated, or a file or folder of ProcTHOR houses; `num_houses` limits how many different ones there
         are. In training, `episodes_per_house` follow one another in a house. `task_file`: written tasks instead of
@@ -328,12 +328,12 @@ def _finite(value: float) -> float:
 
 
 def _cameras(
-    cameras: Optional[Mapping[str, Sequence[int]]],
+    cameras: Optional[Mapping[str, Optional[Sequence[int]]]],
 ) -> Tuple[Dict[str, Tuple[int, int]], Dict[str, Tuple[int, int]]]:
     """Sizes of the robot's cameras, and of drawings."""
     both = (stretch.NAVIGATION, stretch.MANIPULATION)
-    chosen: Mapping[str, Sequence[int]] = {c: stretch.FRAME for c in both} if cameras is None else cameras
-    sizes = {k: (int(v[0]), int(v[1])) for k, v in chosen.items()}
+    chosen: Mapping[str, Optional[Sequence[int]]] = {c: stretch.FRAME for c in both} if cameras is None else cameras
+    sizes = {k: (int(v[0]), int(v[1])) for k, v in chosen.items() if v is not None}  # null: not that one
     robot = {k: v for k, v in sizes.items() if k in both}
     drawn: List[str] = [k for k in sizes if k not in both]
     if not robot or len(set(robot.values())) != 1 or drawn not in ([], [TOP_DOWN]):
