@@ -1,4 +1,6 @@
-"""Demonstrations in the CHORES layout of SPOC: sensors in HDF5, one video per camera and episode.
+"""Demonstrations for SPOC as windows of episodes: in the CHORES layout, or as `launch.py collect` writes them.
+
+In the CHORES layout sensors are in HDF5, and each camera and episode has a video.
 
     <root>/<task>/house_id_to_sub_house_id_<split>.json       house -> names of its episodes
     <root>/<task>/<split>/<house, 6 digits>/hdf5_sensors.hdf5 one group per episode, arrays of T + 1 rows
@@ -24,6 +26,7 @@ from torch import Tensor
 from envs import stretch
 from envs.record import write_video
 from envs.types import EnvSpec
+from pretrained.demos.recorded import RecordedWalk, read_recorded
 from pretrained.progress import Bar
 from pretrained.types import DemoBatch, ObsBatch
 
@@ -54,6 +57,10 @@ class Walk:
         """The file of a camera."""
         return self.folder / f"{camera}__{self.name}.mp4"
 
+    def frames(self, camera: str, rows: slice) -> np.ndarray:
+        """uint8 [T, Y, X, 3] of the moments `rows`."""
+        return read_frames(self.video(camera), rows)
+
 
 class Chores:
     """Windows of episodes of one or several tasks, which take turns; a shorter task starts again.
@@ -74,16 +81,28 @@ class Chores:
         """`paths`: roots of data sets; `tasks`: names of their folders, () takes all; `window`: moments at most."""
         self.window, self.split_name = window, split
         self.dropped: dict[str, str] = {}  # episode -> why
-        groups: dict[str, list[Walk]] = {}
-        for root in [paths] if isinstance(paths, (str, Path)) else paths:
-            for folder in _task_folders(Path(root), tasks, split):
+        groups: dict[str, list[Walk | RecordedWalk]] = {}
+        envs: list[EnvSpec] = []
+        for root in [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]:
+            files = [root] if root.suffix == ".hdf5" else sorted(root.glob("*.hdf5"))
+            for file in files:
+                env, walks = read_recorded(file, in_hand=stretch.IN_HAND, start=START)
+                envs.append(env)
+                for walk in walks:
+                    if not tasks or walk.task in tasks:
+                        groups.setdefault(walk.task, []).append(walk)
+            for folder in [] if files else _task_folders(root, tasks, split):
                 groups.setdefault(folder.name, []).extend(self._read_task(folder, split))
         self.tasks = {name: walks[:max_demos] for name, walks in groups.items() if walks}
         if not self.tasks:
             why = dict(list(self.dropped.items())[:3])
             raise ValueError(f"{paths} hold no usable episode of split '{split}': {why}")
         first = next(iter(self.tasks.values()))[0]
-        self.env: EnvSpec = stretch.spec(frame=frame_size(first.video(CAMERAS[0])))
+        if isinstance(first, Walk):
+            envs.append(stretch.spec(frame=frame_size(first.video(CAMERAS[0]))))
+        self.env: EnvSpec = envs[0]
+        if any(env.cameras != self.env.cameras for env in envs):
+            raise ValueError(f"{paths} have cameras {[env.cameras for env in envs]}; expected equal ones")
         self._features: dict[tuple[Path, str], dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -94,7 +113,7 @@ class Chores:
         """Different episodes, all tasks together."""
         return sum(len(walks) for walks in self.tasks.values())
 
-    def walk(self, place: int) -> Walk:
+    def walk(self, place: int) -> "Walk | RecordedWalk":
         """The episode at a place of the epoch."""
         walks = list(self.tasks.values())[place % len(self.tasks)]
         return walks[(place // len(self.tasks)) % len(walks)]
@@ -122,11 +141,11 @@ class Chores:
         if self._features:
             hints |= self._windows_of_features(windows)
         elif images:
-            frames = {c: _padded([read_frames(w.video(c), rows) for w, rows in windows]) for c in CAMERAS}
+            frames = {c: _padded([w.frames(c, rows) for w, rows in windows]) for c in self.env.cameras}
         obs = ObsBatch(frames, held[..., None].float(), [w.instruction for w, _ in windows], hints)
         return DemoBatch(obs, actions[..., None].float(), is_pad)
 
-    def _windows_of_features(self, windows: Sequence[tuple[Walk, slice]]) -> dict[str, Tensor]:
+    def _windows_of_features(self, windows: "Sequence[tuple[Walk | RecordedWalk, slice]]") -> dict[str, Tensor]:
         parts = [(self._features[w.folder, w.name], rows) for w, rows in windows]
         return {k: _padded([f[k][rows].numpy() for f, rows in parts]) for k in parts[0][0]}
 
@@ -137,7 +156,7 @@ class Chores:
                 parts = []
                 for first in range(0, len(walk), chunk):
                     rows = slice(first, min(first + chunk, len(walk)))
-                    images: dict[str, Any] = {c: read_frames(walk.video(c), rows)[:, None] for c in CAMERAS}
+                    images: dict[str, Any] = {c: walk.frames(c, rows)[:, None] for c in self.env.cameras}
                     held = walk.in_hand[rows, None, None].astype(np.float32)
                     parts.append(policy.encode(ObsBatch(images, held, [walk.instruction] * len(held))))
                 self._features[walk.folder, walk.name] = {k: torch.cat([p[k].cpu() for p in parts]) for k in parts[0]}
