@@ -221,8 +221,11 @@ def doctor(words: list[str], dry: bool) -> int:
     rows = _machine()
     if not dry and words:
         from configs.load import load
+        from envs.build import locate
 
-        rows += _simulator(_made(load("collect", words)["env"]))
+        config = _made(load("collect", words)["env"])
+        rows += getattr(locate(config.sim["_target_"]), "needs", lambda sim: [])(config.sim)
+        rows += _simulator(config)
     width = max(len(r[0]) for r in rows)
     for name, value, verdict in rows:
         print(f"  {name:<{width}}  {verdict:<4}  {value}")

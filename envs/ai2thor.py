@@ -74,7 +74,7 @@ class Ai2thor:
         house_deadline_s: float = 120.0,
         action_deadline_s: float = 30.0,
     ) -> None:
-        """`cameras`: (Y, X) of the two, equal, or null, and of `top_down` if wanted; `max_steps`: null for each task's own.
+        """`cameras`: (Y, X) of the two, equal, or null, and of `top_down`; `max_steps`: null for each task's own.
 
         `houses`: generated, or a file or folder of ProcTHOR houses; `num_houses` limits how many different ones there
         are. In training, `episodes_per_house` follow one another in a house. `task_file`: written tasks instead of
@@ -104,6 +104,13 @@ class Ai2thor:
         self.house: Tuple[str, int] = ("", -1)
         self.disturbed = self.running = False
         self.place = Place({}, {}, {}, np.zeros((0, 3)), lambda position, target: None)
+
+    @staticmethod
+    def needs(sim: Mapping[str, Any]) -> List[Tuple[str, str, str]]:
+        """What `launch.py doctor` says of this machine before it starts the simulator."""
+        from envs.thor_doctor import examine
+
+        return examine(sim)
 
     def reset(self, task: str, seed: int) -> Observation:
         """Start an episode. Raises EnvError if the task is unknown, or cannot be done in the house."""
