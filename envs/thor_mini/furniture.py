@@ -8,25 +8,25 @@ from envs.thor_mini.parts import ACCENT, DARK, MAIN, SECOND, STEEL, WHITE, Part,
 
 
 def legs(size: Size, top: float, colour: int = SECOND, width: float = 0.06) -> List[Part]:
-    """Legs."""
+    """Four, at the corners."""
     a, b = min(0.2, width / size[0]), min(0.2, width / size[2])
     return [box(x, x + a, 0, top, z, z + b, colour) for x in (0.01, 0.99 - a) for z in (0.01, 0.99 - b)]
 
 
 def table(size: Size) -> List[Part]:
-    """Table."""
+    """A top on four legs."""
     top = max(0.5, 1 - 0.05 / size[1])
     return [box(0, 1, top, 1, 0, 1, MAIN, "wood"), *legs(size, top)]
 
 
 def coffee_table(size: Size) -> List[Part]:
-    """Coffee table."""
+    """A top on four legs with a board below."""
     top = max(0.5, 1 - 0.05 / size[1])
     return [box(0, 1, top, 1, 0, 1, MAIN, "wood"), box(0.06, 0.94, 0.25, 0.32, 0.06, 0.94, SECOND), *legs(size, top)]
 
 
 def desk(size: Size) -> List[Part]:
-    """Desk."""
+    """A top on drawers, perhaps with shelves above."""
     high = desk_height(size) / size[1]
     top = high - min(0.2 * high, 0.05 / size[1])
     parts = [box(0, 1, top, high, 0, 1, MAIN, "wood"), box(0.01, 0.28, 0.05 * high, top, 0.05, 0.95, SECOND, "wood")]
@@ -34,7 +34,7 @@ def desk(size: Size) -> List[Part]:
     parts += [box(0.93, 0.99, 0, top, 0.05, 0.95, SECOND, "wood")]
     if high < 0.9:  # shelves above
         parts += [
-            box(0, 1, high, 1, 0, 0.08, SECOND, "wood"),
+            box(0.01, 0.99, high, 0.99, 0.01, 0.08, SECOND, "wood"),
             box(0, 0.03, high, 1, 0, 0.5, MAIN),
             box(0.97, 1, high, 1, 0, 0.5, MAIN),
             box(0, 1, 0.97, 1, 0, 0.5, MAIN),
@@ -43,17 +43,17 @@ def desk(size: Size) -> List[Part]:
 
 
 def desk_height(size: Size) -> float:
-    """Desk height."""
+    """Of its top, in metres: some have shelves above."""
     return size[1] if size[1] < 1.1 else 0.76
 
 
 def seat_height(size: Size) -> float:
-    """Seat height."""
+    """Of what one sits on, in metres."""
     return min(0.45, 0.55 * size[1])
 
 
 def chair(size: Size) -> List[Part]:
-    """Chair."""
+    """Seat, back and legs."""
     seat = seat_height(size) / size[1]
     return [
         box(0, 1, seat - 0.06, seat, 0, 1, ACCENT, "fabric"),
@@ -63,17 +63,17 @@ def chair(size: Size) -> List[Part]:
 
 
 def stool(size: Size) -> List[Part]:
-    """Stool."""
+    """A round seat on four legs."""
     return [prism(0.88, 1, 1, MAIN, "fabric"), *legs(size, 0.88, SECOND, 0.045)]
 
 
 def sofa(size: Size) -> List[Part]:
-    """Sofa."""
+    """As many cushions as fit; an armchair has one."""
     seat, arm = seat_height(size) / size[1], min(0.2, 0.16 / size[0])
     cushions = max(1, round(size[0] / 0.75))
     wide = (1 - 2 * arm) / cushions
     parts = [
-        box(0, 1, 0.08, 0.6 * seat, 0, 1, SECOND, "fabric"),
+        box(0.01, 0.99, 0.06, 0.6 * seat, 0.01, 0.99, SECOND, "fabric"),
         box(arm, 1 - arm, 0.6 * seat, 1, 0, 0.25, MAIN, "fabric"),
     ]
     parts += [box(x, x + arm, 0.08, min(1.0, seat + 0.25), 0, 1, MAIN, "fabric") for x in (0, 1 - arm)]
@@ -86,12 +86,12 @@ def sofa(size: Size) -> List[Part]:
 
 
 def bed_height(size: Size) -> float:
-    """Bed height."""
+    """Of its blanket, in metres."""
     return min(size[1] * 0.9, 0.55)
 
 
 def bed(size: Size) -> List[Part]:
-    """Bed."""
+    """Board, mattress and blanket; the pillow end is at the back."""
     top = bed_height(size) / size[1]
     board = min(0.08, 0.08 / size[2])
     return [
@@ -103,7 +103,7 @@ def bed(size: Size) -> List[Part]:
 
 
 def drawers(size: Size) -> List[Part]:
-    """Drawers."""
+    """A chest of them."""
     rows, columns = max(1, round(size[1] / 0.27)), max(1, round(size[0] / 0.65))
     parts = [box(0, 1, 0.06, 1, 0, 0.97, MAIN, "wood"), box(0.03, 0.97, 0, 0.06, 0.05, 0.9, DARK)]
     for row in range(rows):
@@ -126,7 +126,7 @@ def drawers(size: Size) -> List[Part]:
 
 
 def side_table(size: Size) -> List[Part]:
-    """Side table."""
+    """One drawer on legs."""
     return [
         box(0, 1, 0.94, 1, 0, 1, MAIN, "wood"),
         box(0.04, 0.96, 0.62, 0.94, 0.04, 0.96, SECOND, "wood"),
@@ -136,7 +136,7 @@ def side_table(size: Size) -> List[Part]:
 
 
 def shelves(size: Size) -> List[Part]:
-    """Shelves."""
+    """Boards between two sides, open in front."""
     a = min(0.06, 0.03 / size[0])
     rows = shelf_rows(size)
     parts = [box(0, a, 0, 1, 0, 1, MAIN, "wood"), box(1 - a, 1, 0, 1, 0, 1, MAIN, "wood")]
@@ -155,7 +155,7 @@ def shelf_rows(size: Size) -> int:
 
 
 def counter(size: Size) -> List[Part]:
-    """Counter."""
+    """A stone top over cupboards."""
     top = 1 - min(0.2, 0.045 / size[1])
     doors = max(1, round(size[0] / 0.55))
     parts = [
@@ -173,7 +173,7 @@ def counter(size: Size) -> List[Part]:
 
 
 def fridge(size: Size) -> List[Part]:
-    """Fridge."""
+    """Two doors with handles."""
     return [
         box(0, 1, 0.03, 1, 0, 0.92, MAIN, "metal"),
         box(0, 1, 0.36, 0.995, 0.92, 0.97, MAIN, "metal"),
@@ -184,7 +184,7 @@ def fridge(size: Size) -> List[Part]:
 
 
 def washer(size: Size) -> List[Part]:
-    """Washer."""
+    """A washing machine or a dryer."""
     return [
         box(0, 1, 0, 1, 0, 0.96, MAIN, "metal"),
         Part("disc", 0.2, 0.8, 0.2, 0.74, 0.96, 0.99, DARK),
@@ -194,9 +194,9 @@ def washer(size: Size) -> List[Part]:
 
 
 def toilet(size: Size) -> List[Part]:
-    """Toilet."""
+    """Tank, bowl and lid."""
     return [
-        box(0.08, 0.92, 0.45, 0.98, 0, 0.26, MAIN),
+        box(0.08, 0.92, 0.45, 0.98, 0.01, 0.26, MAIN),
         box(0.05, 0.95, 0.95, 1, 0, 0.28, SECOND),
         Part("prism", 0.12, 0.88, 0, 0.4, 0.24, 0.98, MAIN, "plain", 1.1),
         box(0.1, 0.9, 0.4, 0.45, 0.26, 0.96, SECOND),
@@ -204,21 +204,21 @@ def toilet(size: Size) -> List[Part]:
 
 
 def sink(size: Size) -> List[Part]:
-    """Sink."""
+    """A basin on a column."""
     return [
-        box(0, 1, 0.8, 1, 0, 1, MAIN),
-        box(0.15, 0.85, 1 - 0.02, 1, 0.2, 0.85, STEEL),
+        box(0, 1, 0.8, 0.985, 0, 1, MAIN),
+        box(0.15, 0.85, 0.9, 1, 0.2, 0.85, STEEL),
         Part("prism", 0.35, 0.65, 0, 0.8, 0.3, 0.7, SECOND),
     ]
 
 
 def floor_lamp(size: Size) -> List[Part]:
-    """Floor lamp."""
+    """A shade on a pole."""
     return [prism(0, 0.03, 0.6, DARK), prism(0.03, 0.8, 0.08, DARK), prism(0.78, 1, 0.95, MAIN, "fabric", 0.65)]
 
 
 def door(size: Size) -> List[Part]:
-    """Door."""
+    """A leaf with two panels."""
     return [
         box(0, 1, 0, 1, 0.12, 0.88, MAIN, "wood"),
         box(0.12, 0.88, 0.55, 0.92, 0, 1.0, SECOND, "wood"),

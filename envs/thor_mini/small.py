@@ -13,7 +13,7 @@ def television(size: Size) -> List[Part]:
     return [
         box(0, 1, 0.08, 1, z0, z1, MAIN),
         box(0.025, 0.975, 0.12, 0.97, z1, z1 + 0.04, SCREEN, "print"),
-        box(0.46, 0.54, 0.02, 0.1, z0, z1, DARK),
+        box(0.46, 0.54, 0.02, 0.1, z0 + 0.02, z1 - 0.02, DARK),
         box(0.25, 0.75, 0, 0.025, 0.1, 0.9, DARK),
     ]
 
@@ -76,7 +76,7 @@ def desk_lamp(size: Size) -> List[Part]:
 
 
 def bottle(size: Size) -> List[Part]:
-    """Bottle."""
+    """Body, label, neck and cap."""
     return [
         prism(0, 0.62, 0.95, MAIN),
         prism(0.15, 0.45, 0.98, ACCENT, "print"),
@@ -87,12 +87,12 @@ def bottle(size: Size) -> List[Part]:
 
 
 def spray(size: Size) -> List[Part]:
-    """Spray."""
+    """A bottle with a head that looks forward."""
     return [prism(0, 0.65, 0.9, MAIN), prism(0.65, 0.8, 0.5, WHITE), box(0.3, 0.7, 0.8, 1, 0.1, 1, ACCENT)]
 
 
 def cup(size: Size) -> List[Part]:
-    """Cup."""
+    """A cup with a band."""
     return [prism(0, 1, 0.8, MAIN, "plain", 1.2), prism(0.96, 1.0, 0.86, SECOND), prism(0.4, 0.55, 0.96, ACCENT)]
 
 
@@ -135,12 +135,12 @@ def pan(size: Size) -> List[Part]:
 
 
 def ball(size: Size) -> List[Part]:
-    """Ball."""
+    """A ball, or nearly one."""
     return [Part("ball", 0, 1, 0, 1, 0, 1, MAIN)]
 
 
 def fruit(size: Size) -> List[Part]:
-    """Fruit."""
+    """A ball with a stalk."""
     return [Part("ball", 0, 1, 0, 0.95, 0, 1, MAIN), prism(0.9, 1, 0.1, SOIL), prism(0.88, 0.93, 0.35, LEAF)]
 
 
@@ -166,7 +166,7 @@ def book(size: Size) -> List[Part]:
     return [
         box(0, 1, 0, 0.12, 0, 1, MAIN),
         box(0, 1, 0.88, 1, 0, 1, MAIN, "print"),
-        box(0, 0.05, 0, 1, 0, 1, MAIN),
+        box(0.005, 0.05, 0.01, 0.99, 0.005, 0.995, MAIN),
         box(0.03, 0.97, 0.12, 0.88, 0.02, 0.98, WHITE),
     ]
 
@@ -175,8 +175,8 @@ def clock(size: Size) -> List[Part]:
     """Clock."""
     return [
         box(0, 1, 0.06, 0.9, 0, 0.9, MAIN),
-        box(0.1, 0.9, 0.2, 0.8, 0.9, 1, WHITE),
-        box(0.46, 0.54, 0.45, 0.75, 0.97, 1, DARK),
+        box(0.1, 0.9, 0.2, 0.8, 0.9, 0.97, WHITE),
+        box(0.46, 0.54, 0.45, 0.75, 0.95, 1, DARK),
         box(0.1, 0.35, 0.9, 1, 0.3, 0.7, SECOND),
         box(0.65, 0.9, 0.9, 1, 0.3, 0.7, SECOND),
         box(0.1, 0.9, 0, 0.06, 0.1, 0.8, DARK),
@@ -193,7 +193,7 @@ def slab(size: Size) -> List[Part]:
 
 
 def phone(size: Size) -> List[Part]:
-    """Phone."""
+    """A screen in a frame."""
     return [box(0, 1, 0, 0.9, 0, 1, MAIN), box(0.08, 0.92, 0.9, 1, 0.08, 0.92, SCREEN, "print")]
 
 
@@ -203,7 +203,7 @@ def pillow(size: Size) -> List[Part]:
 
 
 def carton(size: Size) -> List[Part]:
-    """Carton."""
+    """An open box with its flaps up."""
     return [
         box(0.03, 0.97, 0, 0.85, 0.03, 0.97, MAIN, "fabric"),
         box(0, 0.12, 0.8, 1, 0, 1, SECOND),
@@ -214,12 +214,12 @@ def carton(size: Size) -> List[Part]:
 
 
 def bin(size: Size) -> List[Part]:
-    """Bin."""
+    """A bucket with a rim, or a hamper."""
     return [prism(0, 0.9, 0.85, MAIN, "plain", 1.15), prism(0.88, 0.95, 1, SECOND), prism(0.94, 1, 0.8, DARK)]
 
 
 def picture(size: Size) -> List[Part]:
-    """Picture."""
+    """A print in a frame."""
     return [
         box(0, 1, 0, 1, 0, 0.8, SECOND, "wood"),
         box(0.07, 0.93, 0.07, 0.93, 0.8, 0.9, WHITE),
@@ -258,7 +258,7 @@ def teddy(size: Size) -> List[Part]:
 
 
 def roll(size: Size) -> List[Part]:
-    """Roll."""
+    """Of paper, standing."""
     return [prism(0, 1, 1, MAIN, "fabric"), prism(0.98, 1, 0.35, SOIL)]
 
 

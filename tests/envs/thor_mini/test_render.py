@@ -231,6 +231,19 @@ def test_shapes_stay_in_their_boxes_and_fill_them():
         assert top is None or 0 < top.height <= asset.size[1] + 1e-9
 
 
+def test_no_two_faces_of_an_object_fight_for_the_same_pixels():
+    for asset in data.databases().assets.values():
+        boxes = [p for p in shapes.parts(asset.object_type, asset.size) if p.kind == "box"]
+        for i, p in enumerate(boxes):
+            for q in (q for q in boxes[:i] if (q.colour, q.pattern) != (p.colour, p.pattern)):
+                one, other = np.array(p[1:7]).reshape(3, 2), np.array(q[1:7]).reshape(3, 2)
+                shared = np.minimum(one[:, 1], other[:, 1]) - np.maximum(one[:, 0], other[:, 0])
+                for axis in range(3):
+                    in_plane = np.abs(one[axis] - other[axis]) < 1e-6
+                    in_plane[0] &= axis != 1  # nobody sees undersides
+                    assert not (in_plane.any() and np.delete(shared, axis).min() > 1e-3), f"{asset.asset_id}: {p}, {q}"
+
+
 def test_targets_can_be_told_apart_by_their_colour():
     databases = data.databases()
     colours = {
