@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from envs.thor_mini import shapes
 from envs.thor_mini.furnish import contains
 from envs.thor_mini.house import area, length
 from envs.thor_mini.materials import METRES, PATTERNS, code, look, type_colours
-from envs.thor_mini.parts import PALETTE, Part
+from envs.thor_mini.parts import PALETTE
 from envs.thor_mini.scene import Body, Colour, Opening, Room, Scene, Wall
 
 GROUP = np.dtype([("start", "i4"), ("count", "i4"), ("id", "i4"), ("occluder", "i4"), ("radius", "f8")], align=True)
@@ -35,11 +36,11 @@ class Mesh:
 
     def __init__(self) -> None:
         self.places: List[Tuple[float, float, float]] = []
-        self._groups: List[Tuple[int, int, int, int, float]] = []
-        self._faces: List[np.ndarray] = []
-        self._corners: List[np.ndarray] = []
-        self._num_faces = self._num_corners = self._start = 0
-        self._radius = 0.0
+        self._groups: List[Tuple[int, int, int, int]] = []  # first face, first corner, body, occluder
+        self._corners: List[np.ndarray] = []  # [F, K, 3] each
+        self._looks: List[Tuple[float, ...]] = []  # what the faces of one of these share
+        self._num_faces = self._num_corners = 0
+        self._open = (0, 0)
 
     def add(
         self,
@@ -56,36 +57,45 @@ class Mesh:
 
         `scale`: metres per repetition of the pattern (its own if 0); `back`: the colour of their backs, if `both`.
         """
-        count, k = corners.shape[:2]
-        rows = np.zeros(count, FACE)
-        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 1])
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        rows["start"] = self._num_corners + k * np.arange(count)
-        rows["count"], rows["both"] = k, both
-        rows["pattern"] = -1 if pattern == PLAIN else pattern
-        rows["normal"], rows["offset"] = normal, np.einsum("fk,fk->f", normal, corners[:, 0])
-        flat = np.abs(normal[:, 1]) > 0.75
-        across = np.stack([normal[:, 2], np.zeros(count), -normal[:, 0]], axis=1)
-        per_metre = 1 / (scale or METRES[pattern])
-        rows["u"] = per_metre * np.where(flat[:, None], (1, 0, 0), across)
-        rows["v"] = per_metre * np.where(flat[:, None], (0, 0, 1), (0, 1, 0))
-        rows["u0"], rows["v0"] = shift, shift * 0.37
-        rows["colour"][:, :3], rows["back"][:, :3] = colour, back
-        self._faces.append(rows)
-        self._corners.append(corners.reshape(-1, 3))
-        self._num_faces += count
-        self._num_corners += count * k
-        self._radius = max(self._radius, float(np.linalg.norm(corners, axis=2).max()))
+        shown = -1 if pattern == PLAIN else pattern
+        self._corners.append(corners)
+        self._looks.append((shown, both, 1 / (scale or METRES[pattern]), shift, *colour, *back))
+        self._num_faces += corners.shape[0]
+        self._num_corners += corners.shape[0] * corners.shape[1]
 
     def close(self, place: Sequence[float], index: int = -1, *, occluder: bool = False) -> None:
-        """End a group: the faces added since the last one."""
-        self._groups.append((self._start, self._num_faces - self._start, index, int(occluder), self._radius))
+        """End a group: the faces added since the last one, at least one."""
+        self._groups.append((self._open[0], self._open[1], index, int(occluder)))
+        self._open = (self._num_faces, self._num_corners)
         self.places.append((float(place[0]), float(place[1]), float(place[2])))
-        self._start, self._radius = self._num_faces, 0.0
 
     def arrays(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """GROUP [G], FACE [F] and corners float64 [C, 3]."""
-        return np.array(self._groups, GROUP), np.concatenate(self._faces), np.concatenate(self._corners)
+        corners = np.concatenate([c.reshape(-1, 3) for c in self._corners])
+        table, groups = np.array(self._groups), np.zeros(len(self._groups), GROUP)
+        groups["start"], groups["id"], groups["occluder"] = table[:, 0], table[:, 2], table[:, 3]
+        groups["count"] = np.diff(table[:, 0], append=self._num_faces)
+        groups["radius"] = np.maximum.reduceat(np.linalg.norm(corners, axis=1), table[:, 1])
+        return groups, self._faces(), corners
+
+    def _faces(self) -> np.ndarray:
+        """All at once: house after house is built, and thousands of small arrays would take most of the time."""
+        counts = [c.shape[0] for c in self._corners]
+        faces, looks = np.zeros(self._num_faces, FACE), np.repeat(np.array(self._looks), counts, axis=0)
+        size = np.repeat([c.shape[1] for c in self._corners], counts)
+        first = np.concatenate([c[:, :3] for c in self._corners])
+        normal = np.cross(first[:, 1] - first[:, 0], first[:, 2] - first[:, 1])
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+        faces["start"], faces["count"] = np.cumsum(size) - size, size
+        faces["pattern"], faces["both"] = looks[:, 0], looks[:, 1]
+        faces["normal"], faces["offset"] = normal, np.einsum("fk,fk->f", normal, first[:, 0])
+        flat = np.abs(normal[:, 1:2]) > 0.75
+        across = np.stack([normal[:, 2], np.zeros(len(normal)), -normal[:, 0]], axis=1)
+        faces["u"] = looks[:, 2:3] * np.where(flat, (1, 0, 0), across)
+        faces["v"] = looks[:, 2:3] * np.where(flat, (0, 0, 1), (0, 1, 0))
+        faces["u0"], faces["v0"] = looks[:, 3], looks[:, 3] * 0.37
+        faces["colour"][:, :3], faces["back"][:, :3] = looks[:, 4:7], looks[:, 7:]
+        return faces
 
 
 # --- shapes of one unit -------------------------------------------------------------------------------------------
@@ -137,14 +147,15 @@ def _ball() -> Tuple[np.ndarray, np.ndarray]:
 CUBE, BALL = _cube(), _ball()
 
 
-def unit(part: Part) -> List[np.ndarray]:
+@lru_cache(maxsize=64)
+def unit(kind: str, top: float) -> List[np.ndarray]:
     """Faces of a part in the unit cube, lists of equal corner counts."""
-    if part.kind == "box":
+    if kind == "box":
         return [CUBE]
-    if part.kind == "ball":
+    if kind == "ball":
         return list(BALL)
-    faces = list(_prism(part.top))
-    if part.kind == "disc":  # along z: a turn about x keeps what is front
+    faces = list(_prism(top))
+    if kind == "disc":  # along z: a turn about x keeps what is front
         return [np.stack([f[..., 0], 1 - f[..., 2], f[..., 1]], axis=-1) for f in faces]
     return faces
 
@@ -167,7 +178,7 @@ def add_body(mesh: Mesh, body: Body, index: int) -> None:
         extent = np.array([part.x1, part.y1, part.z1]) - low
         pattern = PATTERNS.index(part.pattern)
         scale = 0.6 * float(size.max()) if part.pattern == "print" else 0.0
-        for faces in unit(part):
+        for faces in unit(part.kind, part.top):
             mesh.add((low + faces * extent - 0.5) * size, palette[part.colour], pattern, scale=scale, shift=shift)
     mesh.close((0, 0, 0), index)
 
