@@ -68,6 +68,7 @@ class Libero:
         strip_srgb: bool = True,
         memory_mb: Optional[float] = None,
         core: str = "stock",
+        poses: bool = False,
     ) -> None:
         """`cameras` maps a camera to (Y, X). `render_quality: exact | fast | lite` is explained in docs/rendering.md.
 
@@ -77,13 +78,14 @@ class Libero:
         `memory_mb`: tasks that were played stay in memory while the process is smaller than this; by default 800 with
         cameras and 450 without. The task in use may need more.
         `core: fast` steps in compiled code (see envs/osc.py), `stock` with robosuite's own controllers.
+        `poses`: the privileged state also says where joints and cameras are (`Arm.poses`).
         """
         if cameras is None:
             cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
         if init not in ("bundled", "sampled"):
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
-        self._suite, self._quality, self._init, self._core = name, render_quality, init, core
+        self._suite, self._quality, self._init, self._core, self._poses = name, render_quality, init, core, poses
         self._settle = Settling(steps=int(settle_steps), action=WAIT)
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
@@ -189,7 +191,7 @@ class Libero:
             with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
                 env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
             arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
-            scene = Scene(env, arm, language(task))
+            scene = Scene(env, arm, language(task), poses=self._poses)
             self._scenes.add(task, scene)
         return scene
 

@@ -16,12 +16,13 @@ class Scene:
     SEEN = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
             "xpos", "xmat")  # fmt: skip
 
-    def __init__(self, env: Any, arm: Arm, instruction: str) -> None:
+    def __init__(self, env: Any, arm: Arm, instruction: str, *, poses: bool = False) -> None:
+        self._poses = poses
         self.arm, self.instruction, self._env = arm, instruction, env
         self._goals: List[List[str]] = env.parsed_problem["goal_state"]
         self._live = [getattr(arm.data, name) for name in self.SEEN]
         self._seen = [array.copy() for array in self._live]
-        self.robot = arm.robot_state()
+        self.robot = self._robot()
         self._geoms: Dict[str, Tuple[str, ...]] = {}
         self._starts: Dict[str, Tuple[float, float]] = {}
 
@@ -29,7 +30,10 @@ class Scene:
         """Take the observation now; the simulation may go on before it is asked for."""
         for seen, live in zip(self._seen, self._live):
             np.copyto(seen, live)
-        self.robot = self.arm.robot_state()
+        self.robot = self._robot()
+
+    def _robot(self) -> Dict[str, np.ndarray]:
+        return {**self.arm.robot_state(), **(self.arm.poses() if self._poses else {})}
 
     def begin(self) -> None:
         """Observe the state that was just loaded."""

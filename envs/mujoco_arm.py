@@ -251,6 +251,37 @@ class Arm:
             "finger_axis": self.data.site_xmat[self.eef_site].reshape(3, 3)[:, 0].copy(),
         }
 
+    def poses(self) -> Dict[str, np.ndarray]:
+        """Where joints, gripper and cameras are: what is needed to draw on pictures.
+
+        joint_poses [J, 7] (x y z, quaternion xyzw), gripper_pose [4, 4] of the grip site, gripper_open [1] from 0 to 1;
+        camera/<name> [4, 4] to the world, x right, y down, looking along z; intrinsics/<name> [3, 3] in pixels.
+        """
+        model, data = self.model, self.data
+        joints = [int(np.flatnonzero(model.jnt_qposadr == address)[0]) for address in self._joint_pos]
+        turns = data.xquat[model.jnt_bodyid[joints]][:, _XYZW]
+        site = self.eef_site
+        out = {
+            "joint_poses": np.concatenate([data.xanchor[joints], turns], axis=1),
+            "gripper_pose": _pose(data.site_xpos[site], data.site_xmat[site].reshape(3, 3)),
+            "gripper_open": np.array([self._opening()]),
+        }
+        for name, (y, x) in self._cameras.items():
+            camera = camera_id(model, name)
+            focal = 0.5 * y / np.tan(np.deg2rad(model.cam_fovy[camera]) / 2)
+            turn = data.cam_xmat[camera].reshape(3, 3) * (1.0, -1.0, -1.0)  # MuJoCo's cameras look along -z, y up
+            out["camera/" + name] = _pose(data.cam_xpos[camera], turn)
+            out["intrinsics/" + name] = np.array([[focal, 0.0, x / 2], [0.0, focal, y / 2], [0.0, 0.0, 1.0]])
+        return out
+
+    def _opening(self) -> float:
+        """Mean of the fingers' shares of their way."""
+        fingers = [int(np.flatnonzero(self.model.jnt_qposadr == address)[0]) for address in self.gripper_addresses]
+        if not fingers:
+            return 0.0
+        ways = np.abs(self.model.jnt_range[fingers]).max(axis=1)
+        return float(np.mean(np.abs(self.data.qpos[self.gripper_addresses]) / np.maximum(ways, 1e-9)))
+
     def body_pose(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
         """Position [3] and quaternion xyzw [4] of a body."""
         body = self.env.sim.model.body_name2id(name)
@@ -333,6 +364,12 @@ class Arm:
 
 def _stock_halves(mujoco: Any) -> Tuple[Callable[..., None], Callable[..., None]]:
     return mujoco.mj_forward, mujoco.mj_step
+
+
+def _pose(position: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = turn, position
+    return out
 
 
 def _version(mujoco: Any) -> Tuple[int, ...]:

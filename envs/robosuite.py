@@ -57,12 +57,14 @@ class Robosuite:
         robots: str = "Panda",
         reward_shaping: bool = False,
         core: str = "stock",
+        poses: bool = False,
     ) -> None:
         """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success.
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
         refused. `core: stock` takes robosuite's own controllers.
-        `render_quality: exact | fast | lite` is explained in docs/rendering.md.
+        `render_quality: exact | fast | lite` is explained in docs/rendering.md. `poses`: say where joints and cameras
+        are, too (`Arm.poses`).
         """
         if cameras is None:
             cameras = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)}
@@ -73,7 +75,7 @@ class Robosuite:
             raise EnvError(
                 f"core: fast does not read forces after each substep, as the task {name} does; `core: stock` does"
             )
-        self._shaped = reward_shaping
+        self._shaped, self._poses = reward_shaping, poses
         import_robosuite()
         with compiled_scenes("robosuite", visuals_for(render_quality, sizes)):
             env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
@@ -162,7 +164,7 @@ class Robosuite:
         out = arm.robot_state()
         out.update(self._scene.read(out["eef_pos"], success=success))
         out["state"] = arm.state()
-        return out
+        return {**out, **(arm.poses() if self._poses else {})}
 
 
 class _Scene:

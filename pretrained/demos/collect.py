@@ -25,6 +25,7 @@ SEED_STRIDE = 100_003  # seeds of two collections do not overlap below this many
 DEMO_SEEDS = 3_000_000_000  # evaluation uses seeds below 1,000,000, fine-tuning those below 2,100,000,000
 TRIES = 3  # of one attempt, if it is the simulator that fails
 LABELS = ("clean", "executed")
+POSES = ("joint_poses", "gripper_pose", "gripper_open", "camera/", "intrinsics/")  # privileged entries that are kept
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class _Take:
         action = np.asarray(self.expert.act(obs), dtype=np.float64)
         label = action if self.teacher is self.expert else np.asarray(self.teacher.act(obs), dtype=np.float64)
         images = {camera: image.copy() for camera, image in obs.images.items()}
-        self.seen.append({"images": images, "proprio": obs.proprio.copy(), "state": _state(obs)})
+        poses = {k: v.copy() for k, v in obs.privileged.items() if k.startswith(POSES)}
+        self.seen.append({"images": images, "proprio": obs.proprio.copy(), "state": _state(obs), "poses": poses})
         self.actions.append(label)
         self.executed.append(action)
         return action[None]
@@ -120,6 +122,7 @@ class _Take:
             task=self.task,
             seed=self.seed,
             success=success,
+            poses={k: np.stack([s["poses"][k] for s in self.seen]) for k in self.seen[0]["poses"]},
         )
 
 

@@ -49,6 +49,7 @@ class Recorded:
     task: str
     seed: int
     success: bool
+    poses: Mapping[str, np.ndarray] = field(default_factory=dict)  # [T, ...] where joints and cameras were, if known
 
 
 @dataclass(frozen=True)
@@ -319,6 +320,8 @@ class DemoWriter:
         group["states"], group["rewards"], group["dones"] = episode.states, episode.rewards, last
         if all(name in columns for name in ROBOT_STATES):
             group["robot_states"] = np.stack([columns[name] for name in ROBOT_STATES], axis=1).astype(np.float64)
+        for name, rows in episode.poses.items():
+            group[f"poses/{name}"] = rows
         obs = group.create_group("obs")
         obs["proprio"] = episode.proprio
         obs["proprio"].attrs["names"] = json.dumps(list(self.env.proprio))

@@ -4,7 +4,7 @@ A tile of four views has the first two above, the last two below; of two, side b
 knows where which camera is, so the order belongs to the model: GENIMA's is `ORDER`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +86,19 @@ class Backgrounds:
         coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
         smooth = Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.NEAREST
         return np.asarray(Image.fromarray(coarse).resize((self.size[1], self.size[0]), smooth))
+
+
+def tile_name(order: Sequence[str]) -> str:
+    """What a tile is called where pictures have names, so that its order goes wherever it goes."""
+    return f"tile({','.join(order)})"
+
+
+def tile_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The cameras of the tile among these names. Raises ValueError if there is none, or more than one."""
+    found = [n for n in names if n.startswith("tile(") and n.endswith(")")]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one picture named 'tile(CAMERA,...)', got {list(names)}; make such demonstrations with "
+            "python -m pretrained.genima.render"
+        )
+    return tuple(found[0].removeprefix("tile(").removesuffix(")").split(","))
