@@ -69,12 +69,14 @@ class ActPolicy(nn.Module):
         kl_weight: float = 10.0,
         gripper_weight: float = 0.05,
         augment: Sequence[str] = ("elastic", "colorjitter", "crop", "noise"),
+        targets: bool = False,
         quirks: str = "fixed",
         switches: Mapping[str, Any] | None = None,
     ) -> None:
         """`state` picks entries of the proprioception, in order; those in `plain_state`, such as a gripper's opening,
         are not normalised. `state_stats`: normalise it by its own statistics, or, for [gripper, joints] of a robot
-        whose actions are [joints, gripper], by those of the actions, as the original does. `binary` actions are
+        whose actions are [joints, gripper], by those of the actions, as the original does. `targets`: where it acts,
+        pictures come as hints of the proposal `target_image`, and must; imitation has its own. `binary` actions are
         Bernoulli. `clip`: text tower, a folder, hub id or "tiny"; `imagenet`: weights of the ResNet, "" for random.
         `quirks` is fixed or faithful; `switches` changes single fields of `Quirks`."""
         super().__init__()
@@ -86,7 +88,7 @@ class ActPolicy(nn.Module):
         names = [self.spec.proprio[i] for i in self.entries]
         _check(self, env, state_stats, [*plain_state], names)
         disturb.check_names(augment, ("elastic", "colorjitter", "crop", "noise"))
-        self.state_stats, self.dropout, self.augment = state_stats, dropout, tuple(augment)
+        self.state_stats, self.dropout, self.augment, self.targets = state_stats, dropout, tuple(augment), targets
         self.kl_weight, self.gripper_weight = kl_weight, gripper_weight
         self.actions = ActionScale(env.low, env.high, binary=self.kernel.binary)
         self.state = StateScale(len(names), plain=[names.index(n) for n in plain_state])
@@ -97,8 +99,7 @@ class ActPolicy(nn.Module):
             style_layers=style_layers, latent=latent, planes=tuple(planes),
         )  # fmt: skip
         self.encoder, self.actor, self.style = Views(self.sizes), Act(self.sizes), StyleEncoder(self.sizes)
-        if imagenet:
-            load_imagenet(self.encoder.backbone, imagenet)
+        load_imagenet(self.encoder.backbone, imagenet)
         self.noise = FreeNoise(horizon=horizon, action_dim=env.action_dim)
         self.critic = Critic(width + len(names), width=critic_width)
 
@@ -111,12 +112,27 @@ class ActPolicy(nn.Module):
 
     @torch.no_grad()
     def encode(self, obs: ObsBatch) -> Features:
-        """Checked pictures, proprioception, the instruction's vector, and hints."""
+        """Checked pictures, proprioception, the instruction's vector, and hints. With `targets`, the hints
+        `target/<camera>` take the place of the cameras' pictures."""
+        return self._encode(self._with_targets(obs) if self.targets else obs)
+
+    def _encode(self, obs: ObsBatch) -> Features:
         proprio = _tensor(obs.proprio, self.device).float()
         _check_proprio(proprio, len(obs), self.spec)
         x: Features = {f"image/{c}": _image(obs, c, size, self.device) for c, size in self.spec.cameras.items()}
         x |= {"proprio": proprio, "text": self.text.embed_text(self.text.tokens(obs.texts).to(self.device)).float()}
         return x | {f"hint/{k}": v.to(self.device) for k, v in obs.hints.items()}
+
+    def _with_targets(self, obs: ObsBatch) -> ObsBatch:
+        missing = [c for c in self.spec.cameras if f"target/{c}" not in obs.hints]
+        if missing:
+            raise ValueError(
+                f"targets for cameras {missing} are missing, there are hints {list(obs.hints)}; choose "
+                "proposal=target_image with a painter of these cameras, or policy.targets=false"
+            )
+        images = {c: obs.hints[f"target/{c}"][:, None] for c in self.spec.cameras}
+        hints = {k: v for k, v in obs.hints.items() if not k.startswith("target/")}
+        return ObsBatch(images, obs.proprio, obs.texts, hints)
 
     def condition(self, x: Features) -> tuple[Tensor, Tensor]:
         """Features [B, ...] to the chunk [B, H A] and what the critic sees [B, D + P]. `x["first"]`, bool [B], says
@@ -195,7 +211,8 @@ class ActPolicy(nn.Module):
 
     def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
         """Loss of a batch of windows, on disturbed pictures."""
-        x = self.encode(demo.obs)
+        with torch.no_grad():
+            x = self._encode(demo.obs)
         if self.augment and self.training:
             images = torch.cat([x[f"image/{c}"][:, -1] for c in self.spec.cameras]).permute(0, 3, 1, 2).float()
             images = disturb.controller_view(images, rng, self.augment, same=self.quirks.augmentation == "batch")

@@ -94,7 +94,9 @@ class FilmResNet(nn.Module):
 
 
 def load_imagenet(network: FilmResNet, source: str) -> None:
-    """Take ImageNet weights: a *.safetensors file or its folder, or a hub id such as timm/resnet18.tv_in1k."""
+    """Take ImageNet weights: a *.safetensors file, its folder, or a hub id (timm/resnet18.tv_in1k); "" takes none."""
+    if not source:
+        return
     from safetensors.torch import load_file
 
     path = Path(source)

@@ -1,0 +1,342 @@
+"""GENIMA's diffusion agent: repaints tiled camera pictures with spheres where the joints should be, by ControlNet.
+
+The base is Stable Diffusion (SD-Turbo) from diffusers: VAE, UNet and text encoder are frozen; a ControlNet, at first a
+copy of the UNet's encoder, is shown the tile and learns to make the UNet draw the target. It is trained by the one
+imitation loop, on the files of `pretrained.genima.render`, and asked by `rl.proposals.target_image`. It decides no
+action, so it has only that part of `pretrained.types.Policy` that imitation needs.
+
+"tiny" is a small random model that works on pixels, in place of the VAE's latents, and trains its UNet too, so that it
+can learn to draw on a CPU. Needs the package diffusers.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.types import EnvSpec
+from pretrained.genima import augment as disturb
+from pretrained.genima.render import TARGET
+from pretrained.genima.tiles import tile_name, tile_order
+from pretrained.types import DemoBatch, Metrics, PolicySpec, Rng, randn
+
+AUGMENTATIONS = ("crop", "colorjitter", "elastic", "blur", "affine")
+TINY_PATCH = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Base(NamedTuple):
+    """What is frozen."""
+
+    vae: Any
+    unet: Any
+    text: Any
+    tokenize: Callable[[list[str]], Tensor]
+    noise: Any  # scheduler of training
+    sampler: Any  # scheduler of painting
+
+
+def prompt(goal: str, camera: str = "") -> str:
+    """What the text encoder reads, in training and in painting alike; `camera` if one view is painted alone."""
+    if camera:
+        return f"a robot arm executing '{goal}' from {camera} perspective"
+    return f"tiled perspectives of a robot arm executing '{goal}'"
+
+
+class TargetPainter(nn.Module):
+    """Trains and runs the ControlNet. Pictures are uint8 [N, Y, X, 3] of the tile's size."""
+
+    frozen_encoder = False
+
+    def __init__(
+        self,
+        *,
+        env: EnvSpec,
+        model: str = "stabilityai/sd-turbo",
+        controlnet: str = "",
+        augment: Sequence[str] = ("crop", "colorjitter"),
+        goal_in_prompt: bool = True,
+        frozen_dtype: str = "float32",
+        steps: int = 10,
+        compile: bool = False,
+    ) -> None:
+        """`model`: folder in diffusers' layout, hub id, or "tiny". `controlnet`: a trained one to start from, itself or
+        a folder with checkpoint-N/controlnet inside. `goal_in_prompt: false` leaves the goal out in training, as
+        the original's code does by accident. `steps` of painting, 1 to 10; `compile` compiles both networks for it."""
+        super().__init__()
+        self.views = tile_order(env.cameras)
+        self.spec = _spec(env, self.views)
+        disturb.check_names(augment, AUGMENTATIONS)
+        if frozen_dtype not in DTYPES or not 1 <= steps <= 1000:
+            raise ValueError(
+                f"expected frozen_dtype of {list(DTYPES)} and 1 to 1000 steps, got {frozen_dtype}, {steps}"
+            )
+        self.augment, self.goal_in_prompt, self.steps = tuple(augment), goal_in_prompt, steps
+        _import_diffusers()
+        from diffusers import ControlNetModel
+
+        base = _tiny() if model == "tiny" else _load(model)
+        self.controlnet: Any = ControlNetModel.from_unet(base.unet, conditioning_channels=3) if model != "tiny" else (
+            ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32, 64))
+        )  # fmt: skip
+        if controlnet:
+            self.controlnet = _pretrained(ControlNetModel, str(find_controlnet(controlnet)))
+        self.unet: Any = base.unet if model == "tiny" else None  # in the checkpoint where it is trained
+        frozen = [base.vae, base.text] + ([] if model == "tiny" else [base.unet])
+        for part in frozen:
+            part.requires_grad_(False).eval().to(DTYPES[frozen_dtype])
+        self._base, self._frozen, self._dtype = base, frozen, DTYPES[frozen_dtype]
+        self._networks = (torch.compile(self.controlnet), torch.compile(base.unet)) if compile else None
+        self._check_size()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "TargetPainter":
+        """Move the frozen parts along with the module."""
+        super()._apply(fn, recurse)
+        for part in self._frozen:
+            part._apply(fn)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.controlnet.parameters()).device
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(Y, X) of a tile."""
+        return self.spec.cameras[tile_name(self.views)]
+
+    def _check_size(self) -> None:
+        unet = self._base.unet.config
+        step = self._patch * 2 ** (len(unet.block_out_channels) - 1)
+        if self.size[0] % step or self.size[1] % step:
+            raise ValueError(f"a tile of {self.size} does not fit the model: expected multiples of {step} pixels")
+
+    @property
+    def _patch(self) -> int:
+        return int(getattr(self._base.vae, "patch", 0)) or 2 ** (len(self._base.vae.config.block_out_channels) - 1)
+
+    # --- imitation ---
+
+    def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Error of the predicted noise (or velocity, if the scheduler says so) at a random time of each row."""
+        seen, target = (self._picture(demo, name) for name in (tile_name(self.views), TARGET))
+        if self.training and self.augment:
+            seen, target = self._disturb(seen, target, rng)
+        base, n = self._base, len(seen)
+        with torch.no_grad():
+            latents = self._to_latents(target / 127.5 - 1, rng)
+            text = self.embed(demo.obs.texts if self.goal_in_prompt else [""] * n)
+        noise = torch.randn(latents.shape, generator=rng).to(latents)
+        time = torch.randint(int(base.noise.config.num_train_timesteps), (n,), generator=rng).to(self.device)
+        out = self._predict(base.noise.add_noise(latents, noise, time), time, text, seen / 255, compiled=False)
+        wanted = noise
+        if base.noise.config.prediction_type == "v_prediction":
+            wanted = base.noise.get_velocity(latents, noise, time)
+        loss = F.mse_loss(out.float(), wanted.float())
+        return loss, {"imitation_loss": float(loss.detach())}
+
+    def _picture(self, demo: DemoBatch, name: str) -> Tensor:
+        """Float [B, 3, Y, X], 0 to 255, of the last moment."""
+        if name not in demo.obs.images:
+            raise ValueError(f"picture '{name}' is missing; got {list(demo.obs.images)}: render targets of kind tiles")
+        image = torch.as_tensor(demo.obs.images[name])[:, -1].to(self.device)
+        if image.dtype != torch.uint8 or tuple(image.shape[1:]) != (*self.size, 3):
+            raise ValueError(
+                f"picture '{name}': expected uint8 [B, L, {self.size}, 3], got {image.dtype} {image.shape}"
+            )
+        return image.permute(0, 3, 1, 2).float()
+
+    def _disturb(self, seen: Tensor, target: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Where pixels are changes for both alike; colours, elastic fields and blur for what is seen alone."""
+        both = torch.cat([seen, target], 1)  # [B, 6, Y, X]
+        if "crop" in self.augment:
+            both = disturb.crop(both, rng, pad=2)
+        if "affine" in self.augment:
+            both = disturb.affine(both, rng)
+        seen, target = both.split(3, 1)
+        if "elastic" in self.augment:
+            seen = disturb.elastic(seen, rng)
+        if "colorjitter" in self.augment:
+            seen = disturb.colour_jitter(seen, rng)
+        return (disturb.blur(seen, sigma=0.8, size=3) if "blur" in self.augment else seen), target
+
+    def _to_latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        vae = self._base.vae
+        found = vae.encode(images.to(self._dtype)).latent_dist
+        noise = torch.randn(found.mean.shape, generator=rng).to(found.mean)
+        return ((found.mean + found.std * noise) * vae.config.scaling_factor).float()
+
+    def embed(self, goals: Sequence[str]) -> Tensor:
+        """Text features [N, S, D] of the goals' prompts; an empty goal leaves it out."""
+        texts = [prompt(goal) if goal else prompt("").split("'")[0].rstrip() for goal in goals]
+        with torch.no_grad():
+            return self._base.text(input_ids=self._base.tokenize(texts).to(self.device)).last_hidden_state.float()
+
+    def _predict(self, noisy: Tensor, time: Tensor, text: Tensor, seen: Tensor, *, compiled: bool) -> Tensor:
+        networks = self._networks if compiled and self._networks else (self.controlnet, self._base.unet)
+        own = next(self.controlnet.parameters()).dtype
+        down, middle = networks[0](
+            noisy.to(own), time, encoder_hidden_states=text.to(own), controlnet_cond=seen.to(own), return_dict=False
+        )
+        kind = next(self._base.unet.parameters()).dtype
+        return networks[1](
+            noisy.to(kind),
+            time,
+            encoder_hidden_states=text.to(kind),
+            down_block_additional_residuals=[d.to(kind) for d in down],
+            mid_block_additional_residual=middle.to(kind),
+            return_dict=False,
+        )[0]
+
+    # --- painting ---
+
+    @torch.no_grad()
+    def paint(
+        self, tiles: np.ndarray | Tensor, goals: Sequence[str], rng: Rng, *, steps: int = 0, bf16: bool = False
+    ) -> Tensor:
+        """Tiles uint8 [N, Y, X, 3] with targets, all rows at once; with a generator per row, rows are independent."""
+        seen = torch.as_tensor(tiles).to(self.device)
+        if seen.dtype != torch.uint8 or tuple(seen.shape) != (len(goals), *self.size, 3):
+            raise ValueError(
+                f"expected tiles uint8 {(len(goals), *self.size, 3)}, got {seen.dtype} {tuple(seen.shape)}; the model "
+                "was trained on that size"
+            )
+        condition, text = seen.permute(0, 3, 1, 2).float() / 255, self.embed(goals)
+        sampler, vae = self._base.sampler, self._base.vae
+        sampler.set_timesteps(steps or self.steps, device=self.device)
+        y, x = (n // self._patch for n in self.size)
+        noise = randn((len(goals), int(self._base.unet.config.in_channels), y, x), rng, self.device)
+        latents = noise * sampler.init_noise_sigma
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            for time in sampler.timesteps:
+                scaled = sampler.scale_model_input(latents, time)
+                out = self._predict(scaled, time, text, condition, compiled=True).float()
+                latents = sampler.step(out, time, latents, return_dict=False)[0]
+            pictures = vae.decode((latents / vae.config.scaling_factor).to(self._dtype), return_dict=False)[0].float()
+        return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    def forward(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
+        """`imitation_loss`, for wrappers that call the module."""
+        return self.imitation_loss(demo, rng)
+
+    def fit_normalizers(self, actions: Tensor, proprio: Tensor) -> None:
+        """Nothing is normalised."""
+
+
+def find_controlnet(folder: str) -> Path:
+    """The newest checkpoint-N/controlnet inside, by number, or the folder itself."""
+    path = Path(folder)
+    inside = [p for p in path.glob("checkpoint-*/controlnet") if re.fullmatch(r"checkpoint-\d+", p.parent.name)]
+    found = max(inside, key=lambda p: int(p.parent.name.split("-")[1]), default=path)
+    if not (found / "config.json").is_file():
+        raise ValueError(f"{folder} holds neither a ControlNet (config.json) nor checkpoint-N/controlnet folders")
+    return found
+
+
+def _spec(env: EnvSpec, views: Sequence[str]) -> PolicySpec:
+    if TARGET not in env.cameras or env.cameras[TARGET] != env.cameras[tile_name(views)]:
+        raise ValueError(f"expected pictures '{tile_name(views)}' and '{TARGET}' of one size, got {env.cameras}")
+    return PolicySpec(
+        cameras={c: env.cameras[c] for c in (tile_name(views), TARGET)}, proprio=tuple(env.proprio),
+        actions=env.actions, low=env.low, high=env.high, action_convention=env.action_convention,
+        control_hz=env.control_hz, num_actions=env.num_actions,
+    )  # fmt: skip
+
+
+def _import_diffusers() -> None:
+    try:
+        import diffusers  # noqa: F401
+    except ImportError as e:
+        raise ValueError(f"painting needs the package diffusers ({e}); type: make setup") from e
+
+
+def _load(model: str) -> Base:
+    from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    parts: Sequence[tuple[Any, str]] = (
+        (AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"), (CLIPTextModel, "text_encoder"),
+        (AutoTokenizer, "tokenizer"), (DDPMScheduler, "scheduler"), (EulerDiscreteScheduler, "scheduler"),
+    )  # fmt: skip
+    vae, unet, text, tokenizer, noise, sampler = (_pretrained(kind, model, part) for kind, part in parts)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        out = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+                        return_tensors="np")  # fmt: skip
+        return torch.from_numpy(np.asarray(out["input_ids"], dtype=np.int64))
+
+    return Base(vae, unet, text, tokenize, noise, sampler)
+
+
+def _pretrained(kind: Any, model: str, part: str = "") -> Any:
+    try:
+        return kind.from_pretrained(model, **({"subfolder": part} if part else {}))
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"{part or kind.__name__} cannot be loaded from '{model}': {str(e).splitlines()[0]}; give a folder in "
+            "diffusers' layout or a hub id that can be reached, or model: tiny for a random one"
+        ) from e
+
+
+class _Pixels(nn.Module):
+    """In place of a VAE: the patches of the picture as channels, nothing lost."""
+
+    patch = TINY_PATCH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = _PixelConfig()
+
+    def encode(self, images: Tensor) -> Any:
+        mean = F.pixel_unshuffle(images, TINY_PATCH)
+        return _Latent(_Gaussian(mean, torch.zeros_like(mean)))
+
+    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
+        return (F.pixel_shuffle(latents, TINY_PATCH),)
+
+
+class _PixelConfig(NamedTuple):
+    scaling_factor: float = 1.0
+
+
+class _Gaussian(NamedTuple):
+    mean: Tensor
+    std: Tensor
+
+
+class _Latent(NamedTuple):
+    latent_dist: _Gaussian
+
+
+def _tiny() -> Base:
+    """The same random weights on every call, so that a checkpoint of the trained part is enough."""
+    from diffusers import DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    length, end, channels = 96, 257, 3 * TINY_PATCH**2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=16, in_channels=channels, out_channels=channels, layers_per_block=1, norm_num_groups=8,
+            block_out_channels=(64, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=8,
+        )  # fmt: skip
+        text = CLIPTextModel(CLIPTextConfig(
+            vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=length, eos_token_id=end, bos_token_id=256, pad_token_id=end,
+        ))  # fmt: skip
+
+    def tokenize(texts: list[str]) -> Tensor:
+        rows = [[256, *t.encode()[: length - 2], end] for t in texts]
+        return torch.tensor([row + [end] * (length - len(row)) for row in rows], dtype=torch.int64)
+
+    schedule: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+                                "prediction_type": "v_prediction"}  # learns to draw sooner than from noise  # fmt: skip
+    return Base(_Pixels(), unet, text, tokenize, DDPMScheduler(**schedule),
+                cast(Any, EulerDiscreteScheduler)(**schedule, timestep_spacing="trailing"))  # fmt: skip
