@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 # Ours -> theirs, as patterns. Layers of a Former without attention among frames have their MLP in second place.
@@ -38,6 +39,16 @@ HEAD = {
 }
 # Weights of the official action head that nothing reads; the proprioception's neither where there is none.
 UNUSED = ("goal_emb.", "pos_emb")
+# transformers' CLIP text tower -> the one of OpenAI's layout; queries, keys and values are one matrix there.
+CLIP = {
+    r"text_model\.embeddings\.token_embedding\.weight": r"token_embedding.weight",
+    r"text_model\.embeddings\.position_embedding\.weight": r"positional_embedding",
+    r"text_model\.final_layer_norm\.(\w+)": r"ln_final.\1",
+    r"text_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)": r"transformer.resblocks.\1.attn.out_proj.\2",
+    r"text_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.(\w+)": r"transformer.resblocks.\1.ln_\2.\3",
+    r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.(\w+)": r"transformer.resblocks.\1.mlp.c_fc.\2",
+    r"text_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.(\w+)": r"transformer.resblocks.\1.mlp.c_proj.\2",
+}
 
 
 def former_names(ours: Sequence[str]) -> dict[str, str]:
@@ -63,3 +74,15 @@ def take(weights: Mapping[str, Tensor], names: Mapping[str, str], prefix: str) -
     """The weights under our names, and the official names that are missing."""
     found = {ours: weights[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in weights}
     return found, [prefix + theirs for ours, theirs in names.items() if ours not in found]
+
+
+def clip_to_openai(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' CLIP text tower under OpenAI's names."""
+    out: dict[str, Tensor] = {"text_projection": weights["text_projection.weight"].T.contiguous()}
+    for name, value in weights.items():
+        if m := re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)", name):
+            parts = [weights[name.replace("q_proj", f"{p}_proj")] for p in "qkv"]
+            out[f"transformer.resblocks.{m[1]}.attn.in_proj_{m[2]}"] = torch.cat(parts)
+        elif not re.search(r"(k|v)_proj\.|^text_projection|position_ids", name):
+            out[official(name, CLIP)] = value
+    return out

@@ -104,15 +104,15 @@ def _from_checkpoint(folder: Path) -> Towers:
     return towers
 
 
-def load_text(model: str) -> tuple[Any, Tokenize]:
-    """CLIP's text tower with its projection, and its tokenizer."""
+def load_text(model: str, tokenizer: str = "") -> tuple[Any, Tokenize]:
+    """CLIP's text tower with its projection, and its tokenizer, which may lie elsewhere."""
     if model == TINY:
         return _tiny_text(), _tiny_tokens
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     try:
         tower = CLIPTextModelWithProjection.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        words: Any = None if tokenizer == TINY else AutoTokenizer.from_pretrained(tokenizer or model)
     except (OSError, ValueError, ImportError) as e:
         why = str(e).strip().split("\n")[0]
         raise ValueError(
@@ -120,8 +120,11 @@ def load_text(model: str) -> tuple[Any, Tokenize]:
             "tokenizer, a hub id that can be reached, or tiny"
         ) from e
 
+    if tokenizer == TINY:
+        return tower, _tiny_tokens
+
     def tokenize(texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        out = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
+        out = words(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
         ids, mask = (np.asarray(out[k], dtype=np.int64) for k in ("input_ids", "attention_mask"))
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -161,7 +164,7 @@ def _tiny_text() -> Any:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=260,
+        vocab_size=259,
         max_position_embeddings=77,
         bos_token_id=257,
         eos_token_id=258,
@@ -169,7 +172,7 @@ def _tiny_text() -> Any:
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
-        num_attention_heads=2,
+        num_attention_heads=1,
         projection_dim=16,
     )
     with torch.random.fork_rng(devices=[]):

@@ -43,6 +43,7 @@ class VideoModel(nn.Module):
         *,
         model: str = "stabilityai/stable-video-diffusion-img2vid",
         text: str = "openai/clip-vit-base-patch32",
+        tokenizer: str = "",
         frames: int = 16,
         size: Sequence[int] = (256, 256),
         block: int = 1,
@@ -64,7 +65,7 @@ class VideoModel(nn.Module):
         if dtype not in DTYPES:
             raise ValueError(f"dtype '{dtype}' is unknown; expected one of {', '.join(DTYPES)}")
         self.quirks: Quirks = choose(quirks, switches or {})
-        towers, sentence, self._tokenize = parts or (load_video(model), *load_text(text))
+        towers, sentence, self._tokenize = parts or (load_video(model), *load_text(text, tokenizer))
         self.frames, self.size, self.tokens = frames, (int(size[0]), int(size[1])), tokens
         self.block, self.all_blocks, self.positions = block, all_blocks, positions
         self.passes, self.schedule = passes, schedule
