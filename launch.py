@@ -101,6 +101,18 @@ def evaluate(words: list[str], dry: bool) -> int:
     return 0
 
 
+def serve(words: list[str], dry: bool) -> int:
+    """Answer observations over a WebSocket; `policy=FOLDER` is `checkpoint=FOLDER`."""
+    words = [w.replace("policy=", "checkpoint=", 1) if w.startswith("policy=") else w for w in words]
+    if tree := _tree("serve", words, dry):
+        from pretrained.serve import make_server
+
+        server = make_server(_made(tree))
+        print(f"serving {tree['checkpoint']} on ws://{tree['host']}:{server.port}", flush=True)
+        server.forever()
+    return 0
+
+
 def demo(words: list[str], dry: bool) -> int:
     """Run the main job from demonstrations to report."""
     if tree := _tree("demo", words, dry):
@@ -323,6 +335,7 @@ VERBS = {
     "pretrain": Verb("imitate demonstrations", "pretrain policy=flow demos=runs/demos/demos.hdf5", pretrain),
     "finetune": Verb("improve a checkpoint by PPO", "finetune checkpoint=runs/pretrain algo=reinflow", finetune),
     "evaluate": Verb("measure a checkpoint", "evaluate checkpoint=runs/finetune episodes=100", evaluate),
+    "serve": Verb("answer a robot's observations over a WebSocket", "serve policy=runs/finetune port=8765", serve),
     "report": Verb("write the HTML page of a run", "report runs/demo", report),
     "demo": Verb("all of it: collect, pretrain, fine-tune, evaluate, report", "demo run=demo seed=1", demo),
 }
