@@ -190,7 +190,7 @@ def as_table(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print the table, and write results.json and RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Speed of the AI2-THOR stand-in.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=200, help="of each process in each turn")
     parser.add_argument("--size", choices=list(SIZES), help="only this one")

@@ -23,6 +23,7 @@ HAND_REACH = 0.2  # metres from the wrist to the middle of the gripper
 HAND_RADIUS = 0.1  # metres, the sphere in which things can be taken
 THICKNESS = 0.03  # metres, half the width of arm and hand
 SECTIONS = 5  # telescopic
+HAND_POINTS = np.linspace(0.0, 1.0, 5)  # shares of the hand that are looked at, from the wrist
 NAMES = (
     "stretch_robot_lift_jnt",
     *(f"stretch_robot_arm_{i}_jnt" for i in range(1, SECTIONS + 1)),
@@ -85,11 +86,12 @@ def hand_centre(base: Base, arm: Arm) -> np.ndarray:
 def outline(base: Base, arm: Arm) -> np.ndarray:
     """Points along arm and hand, dense enough to find what they touch: [P, 3]."""
     root = to_world(base, ROOT[0], ROOT[1] + arm.lift, ROOT[2])
-    wrist, hand = wrist_point(base, arm), hand_centre(base, arm)
-    count = 2 + int(arm.extension / (2 * THICKNESS))
-    along = np.linspace(0.0, 1.0, count)[:, None]
-    across = np.linspace(0.25, 1.0, 4)[:, None]
-    return np.concatenate([root + along * (wrist - root), wrist + across * (hand - wrist)])
+    (sin, cos), (hand_sin, hand_cos) = heading(base.yaw), heading(hand_yaw(base, arm))
+    along = np.arange(0.0, arm.extension, 2 * THICKNESS)
+    across = HAND_REACH * HAND_POINTS
+    x = np.concatenate([along * cos, arm.extension * cos + across * hand_sin])
+    z = np.concatenate([-along * sin, -arm.extension * sin + across * hand_cos])
+    return np.stack([root[0] + x, np.full(len(x), root[1]), root[2] + z], axis=-1)
 
 
 # --- as metadata ------------------------------------------------------------------------------------------------------
@@ -102,22 +104,26 @@ def vector(point: np.ndarray) -> Dict[str, float]:
 
 def joints(base: Base, arm: Arm) -> List[Dict[str, Any]]:
     """The joints from the lift to the wrist. The root's z axis points along the arm."""
-    along = base.yaw + 90.0
+    straight, still = about_y(base.yaw + 90.0), about_y(0.0)
+    root, (sin, cos) = to_world(base, ROOT[0], ROOT[1], ROOT[2]), heading(base.yaw)
     listed = []
     for i, name in enumerate(NAMES):
-        telescoped = min(max(i - 1, 0) / SECTIONS, 1.0) * arm.extension
+        out = min(max(i - 1, 0) / SECTIONS, 1.0) * arm.extension
         height = arm.lift + (JOINT_DROP if i <= SECTIONS else 0.0)
-        turned = arm.wrist if i == len(NAMES) - 1 else 0.0
         listed.append(
             {
                 "name": name,
-                "position": vector(to_world(base, ROOT[0] + telescoped, ROOT[1] + height, ROOT[2])),
-                "rootRelativePosition": {"x": 0.0, "y": height, "z": telescoped},
-                "rotation": about_y(along + turned),
-                "rootRelativeRotation": about_y(turned),
-                "localRotation": about_y(turned),
+                "position": {
+                    "x": float(root[0]) + out * cos, "y": float(root[1]) + height, "z": float(root[2]) - out * sin,
+                },
+                "rootRelativePosition": {"x": 0.0, "y": height, "z": out},
+                "rotation": straight,
+                "rootRelativeRotation": still,
+                "localRotation": still,
             }
-        )
+        )  # fmt: skip
+    turned = about_y(arm.wrist)
+    listed[-1].update(rotation=about_y(hand_yaw(base, arm)), rootRelativeRotation=turned, localRotation=turned)
     return listed
 
 

@@ -105,10 +105,13 @@ def third_party(world: World) -> List[Dict[str, Any]]:
 
 
 def _bounds(world: World) -> Dict[str, Any]:
+    if world.bounds:
+        return world.bounds
     plan = np.concatenate([room.polygon for room in world.scene.rooms] or [np.zeros((1, 2))])
     low = np.array([plan[:, 0].min(), 0.0, plan[:, 1].min()])
     high = np.array([plan[:, 0].max(), world.scene.ceiling, plan[:, 1].max()])
-    return box_metadata(low, high)
+    world.bounds = box_metadata(low, high)
+    return world.bounds
 
 
 def box_metadata(low: np.ndarray, high: np.ndarray) -> Dict[str, Any]:

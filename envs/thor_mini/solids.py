@@ -7,6 +7,7 @@ Needs numpy alone; Python 3.8 syntax.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import List, Sequence, Tuple
 
 import numpy as np
@@ -18,6 +19,7 @@ EPSILON = 1e-9
 SILL = 0.1  # metres; a hole that begins lower can be passed
 
 
+@lru_cache(maxsize=4096)
 def heading(yaw: float) -> Tuple[float, float]:
     """Forward as (x, z); right is (z, -x) of it."""
     turn = math.radians(yaw)

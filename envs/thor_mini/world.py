@@ -125,6 +125,7 @@ class World:
         self.mounts = {"navigation": Mount(27.0), "manipulation": Mount(33.0)}
         self.second_camera = True
         self.views: List[View] = []
+        self.bounds: Dict[str, Any] = {}  # of the house, as metadata; filled in when first asked for
         self.filter: Optional[List[str]] = None  # ids whose metadata is sent; None: all
         self.held: Optional[int] = None
         self.falling: Dict[int, float] = {}  # body -> seconds since it was let go
