@@ -29,7 +29,7 @@ demo: setup
 	$(PY) launch.py demo
 
 simulators: setup
-	@$(PY) launch.py install libero robosuite15 calvin
+	@$(PY) launch.py install libero robosuite15 calvin ai2thor
 
 test: setup simulators
 	@$(PY) -m pytest -q --durations=15 $(PYTEST_ARGS)
