@@ -2,7 +2,7 @@
 
 They are loaded from a folder in transformers' layout or a hub id and are not part of a checkpoint. Pictures become maps
 of pooled patch tokens, 7x12 for a 16x27 grid of patches; instructions become one vector per token. For training from
-scratch on a CPU there is `pixels`, which has no weights: the picture is made smaller, its 8x8 patches are tokens.
+scratch on a CPU there is `pixels`, which has no weights: the picture is made smaller, its 16x16 patches are tokens.
 """
 
 import functools
@@ -20,7 +20,7 @@ from pretrained.encoders import CLIP_MEAN, CLIP_STD
 
 POSITION_OFFSET = 0.1  # DINOv2 stretches its position table by (patches + 0.1) / table, not to the exact size
 TINY, PIXELS = "tiny", "pixels"
-PATCH = 8  # of `pixels`
+PATCH = 16  # of `pixels`
 END = 1  # T5's end of sentence; 0 pads
 
 Tokenizer = Callable[[str], list[int]]

@@ -285,7 +285,7 @@ def test_pixels_as_maps() -> None:
     policy = make(vision="pixels")
     obs = observe(2)
     maps = policy.encode(obs)["maps"]
-    assert maps.shape == (2, 2, 3 * 64, 2, 3)
+    assert maps.shape == (2, 2, 3 * 256, 2, 3)
     grey = ObsBatch({c: np.zeros_like(v) for c, v in obs.images.items()}, obs.proprio, obs.texts)
     grey.images[stretch.NAVIGATION][:, :, 8:, 16:] = 255  # the lower right cell of the 2 x 3 grid
     lit = (policy.encode(grey)["maps"][0, 0] > 0).float().mean(0)
