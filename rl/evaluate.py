@@ -309,7 +309,10 @@ def _write_records(out: Path, records: Sequence[EpisodeRecord], walks: Mapping[i
     """One row per episode, with the figures of those that walked; `records` and `walks` are of the same plan."""
     rows: list[dict[str, Any]] = [asdict(r) for r in records]
     for k, walk in walks.items():
-        rows[k] |= {"category": walk.category, **{f: round(v, 6) for f, v in episode_metrics(walk).items()}}
+        rows[k] = rows[k] | {
+            "category": walk.category,
+            **{f: round(v, 6) for f, v in episode_metrics(walk).items() if f not in rows[k]},
+        }
     for name in ("episodes.jsonl", "episodes.csv"):
         temporary = out / (name + ".part")
         with temporary.open("w", newline="") as f:

@@ -91,7 +91,7 @@ class Chores:
                 for walk in walks:
                     if not tasks or walk.task in tasks:
                         groups.setdefault(walk.task, []).append(walk)
-            for folder in [] if files else _task_folders(root, tasks, split):
+            for folder in [] if files else task_folders(root, tasks, split):
                 groups.setdefault(folder.name, []).extend(self._read_task(folder, split))
         self.tasks = {name: walks[:max_demos] for name, walks in groups.items() if walks}
         if not self.tasks:
@@ -195,7 +195,7 @@ class Chores:
         for house in sorted(table, key=int):
             place = folder / split / f"{int(house):06d}"
             try:
-                with _sensors(place) as file:
+                with open_sensors(place) as file:
                     for name in table[house]:
                         try:
                             walks.append(_walk(file, place, str(name), folder.name))
@@ -210,7 +210,8 @@ class Chores:
         log.warning("%s is left out: %s", what, why)
 
 
-def _task_folders(root: Path, tasks: Sequence[str], split: str) -> list[Path]:
+def task_folders(root: Path, tasks: Sequence[str], split: str) -> list[Path]:
+    """The folders of tasks in a data set; ValueError if one that is asked for is missing."""
     index = f"house_id_to_sub_house_id_{split}.json"
     there = sorted(p.parent for p in root.glob(f"*/{index}"))
     if (root / index).is_file():  # the root is itself a task
@@ -225,7 +226,8 @@ def _task_folders(root: Path, tasks: Sequence[str], split: str) -> list[Path]:
 
 
 @contextmanager
-def _sensors(folder: Path) -> Iterator[h5py.File]:
+def open_sensors(folder: Path) -> Iterator[h5py.File]:
+    """The sensor file of a house; ValueError if it cannot be read."""
     try:
         with h5py.File(folder / SENSORS, "r") as file:
             yield file

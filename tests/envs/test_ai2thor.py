@@ -235,6 +235,17 @@ def test_an_unreachable_target_is_named(house_file: Path) -> None:
         vector.close()
 
 
+def test_a_house_that_cannot_be_built_is_named(house_file: Path) -> None:
+    """The embedded simulator's own reader wants walls; this file has none."""
+    vector = open_vector(house_file, mini_arguments="")
+    try:
+        with pytest.raises(EnvError, match="ai2thor refuses 'CreateHouse'"):
+            reset(vector, "ObjectNavType", 0)
+        assert vector.restarts == 0
+    finally:
+        vector.close()
+
+
 # --- supervision ------------------------------------------------------------------------------------------------------
 
 
