@@ -39,7 +39,7 @@ def two_rooms() -> Scene:
         body("Apple|surface|1|1", (1.8, 0.74, 1.15), (0.08, 0.08, 0.08), pickupable=True, parent="DiningTable|1|0"),
         body("Mug|surface|1|2", (2.2, 0.75, 1.15), (0.1, 0.1, 0.1), pickupable=True, parent="DiningTable|1|0"),
         body("Bed|2|3", (7.0, 0.3, 1.0), (1.6, 0.6, 1.8), receptacle=True),
-        body("Book|2|4", (5.0, 0.02, 0.6), (0.2, 0.04, 0.15), pickupable=True, parent="room|2"),
+        body("Book|2|4", (5.0, 0.02, 0.6), (0.2, 0.04, 0.15), pickupable=True),
     ]
     return Scene("two_rooms", rooms, walls, bodies, 2.5, start=(2.0, 2.0, 0.0), seed=1)
 

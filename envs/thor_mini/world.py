@@ -16,7 +16,7 @@ from envs.thor_mini import arm as stretch
 from envs.thor_mini.arm import Arm, Base
 from envs.thor_mini.colours import named_colours
 from envs.thor_mini.nav import RADII, Mesh, in_polygon
-from envs.thor_mini.scene import Camera, Frame, Room, Scene, Wall
+from envs.thor_mini.scene import Body, Camera, Frame, Room, Scene, Wall
 from envs.thor_mini.solids import boxes_of, pieces_of, segment_distance, solid_segments
 
 RADIUS = 0.2  # metres, of the base
@@ -118,7 +118,7 @@ class World:
         self.pickupable = np.array([b.pickupable for b in bodies], dtype=bool)
         self.pieces, self.owners = pieces_of(bodies, np.flatnonzero(~self.pickupable).tolist())
         self.colours = named_colours(bodies)
-        self.parents: List[Optional[str]] = [b.parent for b in bodies]
+        self.parents: List[Optional[str]] = [b.parent or self._floor_under(b) for b in bodies]
         self.segments, self.segment_names = solid_segments(scene.walls)
         self.base = Base(*scene.start)
         self.arm = Arm()
@@ -338,6 +338,11 @@ class World:
         self.boxes.place(self.held, place, float((yaw + turn) % 360.0))
 
     # --- looking ------------------------------------------------------------------------------------------------------
+
+    def _floor_under(self, body: Body) -> Optional[str]:
+        """The room that a body stands in, if it stands on the floor."""
+        low = body.position[1] - body.size[1] / 2 <= SUPPORT
+        return self.room_at(float(body.position[0]), float(body.position[2])) if low else None
 
     def room_at(self, x: float, z: float) -> Optional[str]:
         """The room whose floor is under a point."""

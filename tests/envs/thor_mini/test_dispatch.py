@@ -118,6 +118,7 @@ def test_metadata_of_objects():
     assert apple["visible"] is True  # 1.41 m, visibilityDistance 1.5
     assert apple["distance"] == pytest.approx(1.41, abs=0.001)
     assert apple["pickupable"]
+    assert table["parentReceptacles"] == ["room|1"]
     assert not table["pickupable"]
     assert table["receptacleObjectIds"] == [APPLE, "Mug|surface|1|2"]
     box = table["axisAlignedBoundingBox"]
@@ -138,5 +139,5 @@ def test_points_on_objects():
     assert 15 <= len(spots) < 25  # apple and mug stand on some of the 25
     assert all(spot["y"] == pytest.approx(0.7) and 1.5 < spot["x"] < 2.5 for spot in spots)
     assert "not a receptacle" in do(world, "GetSpawnCoordinatesAboveReceptacle", objectId=APPLE)[1]
-    assert do(world, "CheckWhatObjectsOn", objectId="room|2")[2] == ["Book|2|4"]
+    assert do(world, "CheckWhatObjectsOn", objectId="room|2")[2] == ["Bed|2|3", "Book|2|4"]
     assert do(world, "AssetsInDatabase", assetIds=["a", "b"])[2] == {"a": True, "b": True}
