@@ -37,6 +37,7 @@ from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
 
 # Settings that may differ between a run and its resumption.
 FREE = {"out", "steps", "save_every", "log_every", "keep", "threads", "quiet", "resume", "env", "demos", "device"}
+ADDED = {"schedule": "cosine", "stage": "", "beta2": 0.999}  # what runs from before these were settings had
 VALIDATION_BATCHES = 16
 EMA_WARMUP = 10  # the average follows faster during roughly this many times the first steps
 
@@ -59,6 +60,7 @@ class ImitateRun:
     batch_size: int = 64  # over all processes
     lr: float = 3e-4
     weight_decay: float = 1e-4
+    beta2: float = 0.999  # of AdamW
     warmup: int = 100  # steps
     schedule: str = "cosine"  # of lr after the warm-up: cosine, to zero, or constant; or tri_stage, all of it
     grad_clip: float = 1.0
@@ -144,7 +146,9 @@ class _Imitation:
         self.named = {k: p for k, p in self.policy.named_parameters() if p.requires_grad}
         if not self.named:
             raise ValueError(f"policy {run.policy.get('_target_')} has no trainable parameter; unfreeze some")
-        self.optimizer = torch.optim.AdamW(self.named.values(), lr=run.lr, weight_decay=run.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.named.values(), lr=run.lr, betas=(0.9, run.beta2), weight_decay=run.weight_decay
+        )
         self.average = {k: p.detach().clone() for k, p in self.named.items()}
         self.step, self.best = 0, math.inf
         self.loss: nn.Module = _Loss(self.policy, self._reflow(start))
@@ -292,7 +296,7 @@ class _Imitation:
         learner = checkpoint.load_learner(last)
         if learner is None:
             raise ValueError(f"{last} has no learner state, so it cannot be resumed; choose another 'out'")
-        theirs, ours = {"schedule": "cosine", "stage": "", **learner["settings"]}, self._settings()
+        theirs, ours = {**ADDED, **learner["settings"]}, self._settings()
         different = [k for k in ours if theirs.get(k) != ours[k]]
         if different:
             k = different[0]

@@ -184,6 +184,28 @@ def test_dropout_is_for_imitation_alone() -> None:
     assert len({still.imitation_loss_of(x, actions, pad, generator())[0].item() for _ in range(2)}) == 1
 
 
+@pytest.mark.parametrize("noise", ["ancestral", "learned"])
+def test_chain_is_scored_as_it_was_drawn_and_its_noise_learns(noise: str) -> None:
+    policy = make(kernel={**NODE["kernel"], "noise": noise})
+    for p in policy.parameters():
+        if p.requires_grad and not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    x, y = policy.encode(observe()), policy.encode(observe(seed=1))
+    first, second = (policy.act(f, {}, generator())[0] for f in (x, y))
+    assert first.active.all()
+    trace = torch.stack([first.trace, second.trace], 1)
+    starts = torch.ones(3, 2, dtype=torch.bool)
+    scores = policy.evaluate({k: torch.stack([x[k], y[k]], 1) for k in x}, trace, starts, {})
+    assert torch.allclose(scores.log_prob, torch.stack([first.log_prob, second.log_prob], 1), atol=1e-5)
+    scores.log_prob.sum().backward()
+    assert (policy.noise is not None) == (noise == "learned")
+    if policy.noise is not None:
+        assert all(p.grad is not None and p.grad.any() for p in policy.noise.parameters())
+    greedy = [policy.act(x, {}, generator(), greedy=True)[0].trace for _ in range(2)]
+    assert torch.equal(*greedy)
+    assert not torch.allclose(greedy[0][:, 1:], first.trace[:, 1:], atol=1e-2)
+
+
 # --- imitation ---
 
 
