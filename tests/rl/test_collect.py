@@ -341,3 +341,37 @@ def test_hints_of_a_proposal_are_stored_and_renewed(collector: Make) -> None:
         for t in range(1, 8):
             since = 0 if s.starts[i, t] else since + 1
             assert torch.equal(hint[i, t], hint[i, t - 1]) == (not s.starts[i, t] and since % 2 == 1)
+
+
+def test_a_task_inside_an_episode_starts_without_history_or_memory(collector: Make) -> None:
+    """Where the instruction changes, a decision is marked as a start, but nothing ended: values flow across."""
+    policy = make_policy("gaussian", execute=3, memory="gru", history=2)
+    config = toy(relay=True, hold=1, max_steps=150)
+    one = collector(policy, decisions=250, config=config)
+    act, noise = policy.act, torch.Generator().manual_seed(1)
+
+    def wander(*args: Any, **kwargs: Any) -> Any:
+        decision, memory = act(*args, **kwargs)
+        move = 2 * torch.rand(decision.chunk[:, :1].shape, generator=noise) - 1
+        return decision._replace(chunk=move.expand_as(decision.chunk)), memory
+
+    policy.act = wander
+    remembered: list[bool] = []
+    forget = one._forget
+    one._forget = lambda i: (remembered.append(bool(next(iter(one.memory.values()))[i].any())), forget(i))
+    renewed = 0
+    segment = one.collect(0)
+    for i in range(2):
+        for t in range(1, 250):
+            ended = bool(segment.terminated[i, t - 1] or segment.truncated[i, t - 1])
+            changed = segment.text_id[i, t] != segment.text_id[i, t - 1]
+            if changed and not ended:
+                renewed += 1
+                assert segment.starts[i, t]
+                assert segment.env_reward[i, t - 1] > 0
+                assert segment.next_value[i, t - 1] == segment.value[i, t]
+                assert segment.duration[i, t - 1] <= 3
+            else:
+                assert bool(segment.starts[i, t]) == ended
+    assert renewed > 0
+    assert any(remembered)  # else forgetting would prove nothing
