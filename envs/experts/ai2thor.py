@@ -44,7 +44,7 @@ class Ai2thorExpert:
         """Take over the path of a new episode."""
         self.legs = [dict(leg) for leg in obs.notes["route"]]
         self.leg = self.corner = self.searched = self.still = self.faced = self.steps = 0
-        self.facing = False
+        self.facing = self.raised = False
         self.detour: List[str] = []
         self.before: Optional[np.ndarray] = None
         self.grasp = Grasp()
@@ -63,6 +63,10 @@ class Ai2thorExpert:
         if self.steps > LONGEST:
             return "done"
         self._notice(agent, bool(state["worked"]))
+        if self.task in GRASP and not self.raised:
+            if up := self.grasp.lift_first(state):
+                return up
+            self.raised = True
         if self.task in GRASP and (self.grasp.begun or self._walked()):
             return self.grasp.act(state)
         if self.task in NAVIGATE and (done := self._found(state, agent)):

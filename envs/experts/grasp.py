@@ -41,6 +41,14 @@ class Grasp:
             return self._say("pickup")
         return self._say(self._place(state))
 
+    def lift_first(self, state: Any) -> str:
+        """Raise the hand above the target before it comes near furniture; "" once it is up, or cannot go higher."""
+        target, hand, arm = (np.asarray(state[k]) for k in ("target", "hand", "arm"))
+        rise = target[1] + target[4] / 2 + ABOVE - hand[1]
+        blocked = self.last == "move_arm_up" and not state["worked"]
+        self.last = "" if blocked or rise < 0.08 or arm[0] > HIGHEST - 0.05 else "move_arm_up"
+        return self.last
+
     def _say(self, name: str) -> str:
         self.last = name
         return name
@@ -77,6 +85,8 @@ class Grasp:
     def _rescue(self, arm: np.ndarray, out: float) -> str:
         """After an action that something prevented: higher, or the other way."""
         self.blocked += 1
+        if self.last.startswith("move_arm_up"):  # something is above it; turns of the base do not mind the arm
+            return "rotate_right"
         if self.last.startswith(("rotate", "move_arm_out", "wrist")) and arm[0] < HIGHEST - 0.05:
             self.lift = min(self.lift + 0.06, 0.3)
             return "move_arm_up_small" if self.blocked % 2 else "move_arm_up"
