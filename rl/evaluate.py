@@ -21,18 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.build import build
 from envs.film import Film, Take
 from envs.record import side_by_side, write_picture, write_video
 from envs.types import EnvConfig, EnvError
 from envs.vector import Arrival, SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
-from pretrained.types import Policy
+from pretrained.types import ObsBatch, Policy
 from rl.chains import chain_tables
 from rl.collect import TRAINING_SEEDS, History
 from rl.navigation import Walked, episode_metrics
 from rl.stats import wilson
-from rl.types import EpisodeRecord
+from rl.types import EpisodeRecord, Proposal
 from rl.walks import Walk, walks_in, write_tables
 
 ATTEMPTS = 3  # of an episode whose simulator fails
@@ -53,6 +54,7 @@ class EvaluateRun:
     greedy: bool = True
     videos: int = 4  # of the first episodes, as the cameras of `env.video` and those of the policy see them
     policy_overrides: Mapping[str, Any] = field(default_factory=dict)
+    proposal: Mapping[str, Any] | None = None  # node
     threads: int = 0  # of torch; 0: leave as it is
     command: str = ""
     quiet: bool = False
@@ -78,6 +80,8 @@ class _Live:
     length: int = 0
     reward: float = 0.0
     actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each; kept for videos
+    hints: dict[str, torch.Tensor] = field(default_factory=dict)  # of the proposal
+    planned: int = 0  # decisions since they came
     walk: Walk | None = None  # of robots that walk
     last: float = 0.0  # the action under way, if it is discrete
 
@@ -99,7 +103,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         # Before the episodes, so that a camera that is not there is noticed before hours of them.
         film = open_.enter_context(Film(run.env, vector.env_spec)) if run.videos else None
         (out / "videos").mkdir(parents=True, exist_ok=True)
-        episodes = _episodes(run, vector, policy)
+        episodes = _episodes(run, vector, policy, build(run.proposal) if run.proposal else None)
         spec, restarts = vector.env_spec, vector.restarts
         vector.close()
         _write_records(out, episodes.records, episodes.walks)
@@ -128,7 +132,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     return summary
 
 
-def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy) -> "Episodes":
+def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Proposal | None) -> "Episodes":
     """All episodes of the run, done."""
     tasks = len(vector.tasks)
     plan = [(vector.tasks[k % tasks], run.seed_start + k // tasks) for k in range(run.episodes)]
@@ -138,7 +142,8 @@ def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy) -> "Episodes"
             good = [r for r in done if r.valid]
             bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
 
-        episodes = Episodes(vector, policy, plan, greedy=run.greedy, videos=run.videos, report=report)
+        options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal}
+        episodes = Episodes(vector, policy, plan, report=report, **options)
         episodes.run()
     return episodes
 
@@ -172,9 +177,10 @@ class Episodes:
         greedy: bool = True,
         videos: int = 0,
         report: Callable[[Sequence[EpisodeRecord]], None] | None = None,
+        proposal: Proposal | None = None,
     ) -> None:
         self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
-        self.report = report
+        self.report, self.proposal = report, proposal
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(vector.num_envs)
         self.live: list[_Live | None] = [None] * vector.num_envs
@@ -220,10 +226,28 @@ class Episodes:
     def _forget(self, i: int) -> None:
         for name, value in self.policy.initial_memory(1).items():
             self.memory[name][i] = value[0]
+        if (live := self.live[i]) is not None:
+            live.hints = {}
+
+    def _attach_hints(self, rows: list[int], obs: ObsBatch) -> None:
+        """As in collection, but a plan's noise, like the policy's, belongs to the episode."""
+        if self.proposal is None:
+            return
+        lives = [live for i in rows if (live := self.live[i]) is not None]
+        due = [k for k, live in enumerate(lives) if not live.hints or live.planned >= self.proposal.every]
+        if due:
+            new = self.proposal(self.history.batch([rows[k] for k in due]), [lives[k].rng for k in due])
+            for place, k in enumerate(due):
+                lives[k].hints, lives[k].planned = {name: v[place] for name, v in new.items()}, 0
+        for live in lives:
+            live.planned += 1
+        obs.hints = {name: torch.stack([live.hints[name] for live in lives]) for name in lives[0].hints}
 
     def _decide(self, rows: list[int]) -> None:
         index = torch.tensor(rows)
-        features = self.policy.encode(self.history.batch(rows))
+        obs = self.history.batch(rows)
+        self._attach_hints(rows, obs)
+        features = self.policy.encode(obs)
         lives = [self.live[i] for i in rows]
         memory = {k: v[index] for k, v in self.memory.items()}
         rng = [live.rng for live in lives if live is not None]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pretrained.types import Features, Memory, Metrics, ObsBatch, Policy
+from pretrained.types import Features, Memory, Metrics, ObsBatch, Policy, Rng
 
 __all__ = ["Algorithm", "Batch", "EpisodeRecord", "Metrics", "Proposal", "Reward", "Segment"]
 
@@ -133,7 +133,9 @@ class Proposal(Protocol):
 
     every: int  # decisions between two calls per environment
 
-    def __call__(self, obs: ObsBatch, rng: torch.Generator) -> dict[str, Tensor]: ...
+    def __call__(self, obs: ObsBatch, rng: Rng) -> dict[str, Tensor]:
+        """Hints [N, ...] from one generator, or one per row."""
+        ...
 
 
 class Algorithm(Protocol):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrained.types import ObsBatch
+from pretrained.types import ObsBatch, Rng, randn
 
 
 class Constant:
@@ -22,9 +22,9 @@ class Constant:
         self.every, self.name, self.noise = every, name, noise
         self.value = torch.tensor(list(value), dtype=torch.float32)
 
-    def __call__(self, obs: ObsBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, obs: ObsBatch, rng: Rng) -> dict[str, Tensor]:
         """The hint for each of N observations."""
         hint = self.value.repeat(len(obs), 1)
         if self.noise:
-            hint = hint + self.noise * torch.randn(hint.shape, generator=rng)
+            hint = hint + self.noise * randn(hint.shape, rng)
         return {self.name: hint}

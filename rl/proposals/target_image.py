@@ -43,7 +43,7 @@ class TargetImage:
         self.painter: Any = painter.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         self.every, self.steps, self.seed, self.bf16 = every, steps, seed, bf16
 
-    def __call__(self, obs: ObsBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, obs: ObsBatch, rng: Rng) -> dict[str, Tensor]:
         """The target pictures of N observations."""
         views = {c: torch.as_tensor(v)[:, -1].cpu().numpy() for c, v in obs.images.items()}
         tiles = tile(views, self.painter.views)

@@ -20,6 +20,7 @@ from envs.vector import SimVector
 from pretrained.checkpoint import load_policy, save
 from rl.collect import TRAINING_SEEDS
 from rl.evaluate import ATTEMPTS, Episodes, EvaluateRun, evaluate, summarise
+from rl.proposals.constant import Constant
 from rl.types import EpisodeRecord
 from tests.toy_parts import checkpoint, make_policy, policy_node, toy, toy_spec
 
@@ -67,6 +68,25 @@ def test_noise_belongs_to_the_episode(drunkard: Path) -> None:
         plans = [[("red", 1), ("blue", 2), ("red", 3)], [("red", 3), ("red", 1)]]
         a, b = (Episodes(vector, policy, plan, greedy=False).run() for plan in plans)
         assert [b[0], b[1]] == [a[2], a[0]]
+    finally:
+        vector.close()
+
+
+def test_hints_belong_to_the_episode_and_are_renewed(drunkard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = SimVector([toy(**WALK)])
+    try:
+        policy: Any = load_policy(drunkard)
+        encode, seen = policy.encode, []
+        monkeypatch.setattr(policy, "encode", lambda obs: seen.append(float(obs.hints["plan"][0, 0])) or encode(obs))
+        proposal = Constant(value=[0.0], noise=1.0, every=2)
+        both = Episodes(vector, policy, [("red", 1), ("blue", 2)], greedy=False, proposal=proposal).run()
+        first, seen[:] = list(seen), []
+        alone = Episodes(vector, policy, [("blue", 2)], greedy=False, proposal=proposal).run()
+        assert alone[0] == both[1]
+        assert first[-len(seen) :] == seen
+        assert len(seen) >= 3
+        assert seen[0] == seen[1] != seen[2]
+        assert first[-len(seen) - 1] != seen[0]  # the episode before had others
     finally:
         vector.close()
 
