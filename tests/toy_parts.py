@@ -59,7 +59,7 @@ def policy_node(family: str = "gaussian", **overrides: Any) -> dict[str, Any]:
         node |= {"clip": "tiny", "binary": []}
     if node["horizon"] > 1:
         node["horizon"] = 4
-    if family == "act":
+    if family == "genima":
         node |= TINY_ACT
     if "steps" in node["kernel"]:
         node["kernel"]["steps"] = min(4, node["kernel"]["steps"])

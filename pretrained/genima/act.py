@@ -41,6 +41,7 @@ class ActPolicy(nn.Module):
 
     frozen_encoder = False
     imitation_only = ("style.",)  # parameters that no log-prob or value depends on
+    stages = {"diffusion": "pretrained.genima.painter.diffusion_stage"}  # noqa: RUF012  a constant
 
     def __init__(
         self,
@@ -72,20 +73,20 @@ class ActPolicy(nn.Module):
         targets: bool = False,
         quirks: str = "fixed",
         switches: Mapping[str, Any] | None = None,
+        painter: Mapping[str, Any] | None = None,
     ) -> None:
         """`state` picks entries of the proprioception, in order; those in `plain_state`, such as a gripper's opening,
         are not normalised. `state_stats`: normalise it by its own statistics, or, for [gripper, joints] of a robot
         whose actions are [joints, gripper], by those of the actions, as the original does. `targets`: where it acts,
         pictures come as hints of the proposal `target_image`, and must; imitation has its own. `binary` actions are
         Bernoulli. `clip`: text tower, a folder, hub id or "tiny"; `imagenet`: weights of the ResNet, "" for random.
-        `quirks` is fixed or faithful; `switches` changes single fields of `Quirks`."""
+        `quirks` is fixed or faithful; `switches` changes single fields of `Quirks`. `painter`: of stage=diffusion."""
         super().__init__()
         self.quirks = choose(quirks, switches or {})
         entries = sorted({*binary, *kernel.get("binary", ())})
         self.kernel: chain.Gaussian = build({**kernel, "binary": entries} if entries else kernel)
         self.spec = _spec(env, cameras, horizon, execute, memoryless=self.quirks.first_state == "normalized")
-        self.entries = _entries(env, state)
-        names = [self.spec.proprio[i] for i in self.entries]
+        self.entries, names = _entries(env, state)
         _check(self, env, state_stats, [*plain_state], names)
         disturb.check_names(augment, ("elastic", "colorjitter", "crop", "noise"))
         self.state_stats, self.dropout, self.augment, self.targets = state_stats, dropout, tuple(augment), targets
@@ -281,12 +282,13 @@ def _spec(
     )  # fmt: skip
 
 
-def _entries(env: EnvSpec, state: Sequence[str] | None) -> list[int]:
-    names = list(env.proprio)
-    missing = [s for s in state or () if s not in names]
-    if missing:
-        raise ValueError(f"state {missing} is not in the proprioception of {env.env_id}; it has {names}")
-    return [names.index(s) for s in (names if state is None else state)]
+def _entries(env: EnvSpec, state: Sequence[str] | None) -> tuple[list[int], list[str]]:
+    """Where the state's entries are in the proprioception, and their names."""
+    there = list(env.proprio)
+    names = there if state is None else list(state)
+    if missing := [n for n in names if n not in there]:
+        raise ValueError(f"state {missing} is not in the proprioception of {env.env_id}; it has {there}")
+    return [there.index(n) for n in names], names
 
 
 def _check(policy: ActPolicy, env: EnvSpec, state_stats: str, plain: list[str], names: list[str]) -> None:

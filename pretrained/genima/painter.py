@@ -9,8 +9,9 @@ action, so it has only that part of `pretrained.types.Policy` that imitation nee
 can learn to draw on a CPU. Needs the package diffusers.
 """
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -227,6 +228,14 @@ class TargetPainter(nn.Module):
 
     def fit_normalizers(self, actions: Tensor, proprio: Tensor) -> None:
         """Nothing is normalised."""
+
+
+def diffusion_stage(*, env: EnvSpec, painter: Mapping[str, Any] | None = None) -> TargetPainter:
+    """What the imitation loop trains with `policy=genima stage=diffusion`, from the settings `policy.painter`."""
+    known = [k for k in inspect.signature(TargetPainter).parameters if k != "env"]
+    if unknown := sorted(set(painter or {}) - set(known)):
+        raise ValueError(f"policy.painter has {unknown}, expected some of {known}")
+    return TargetPainter(env=env, **(painter or {}))
 
 
 def find_controlnet(folder: str) -> Path:

@@ -33,7 +33,7 @@ def test_presets_differ_in_every_field() -> None:
 def test_a_logit_of_a_quarter_closes_the_faithful_gripper() -> None:
     chunks = []
     for quirks in ("fixed", "faithful"):
-        policy = make("act", binary=[2], quirks=quirks)
+        policy = make("genima", binary=[2], quirks=quirks)
         torch.nn.init.zeros_(policy.actor.head.weight)
         policy.actor.head.bias.data[:] = 0.25
         chunks.append(act(policy)[0].chunk[..., 2])
@@ -42,13 +42,13 @@ def test_a_logit_of_a_quarter_closes_the_faithful_gripper() -> None:
 
 
 def test_faithful_first_decision_sees_the_raw_state() -> None:
-    policy = make("act", quirks="faithful")
+    policy = make("genima", quirks="faithful")
     policy.state.set(torch.full((8,), 3.0), torch.full((8,), 2.0))
     assert not policy.spec.memoryless
     first, memory = act(policy)
     second, _ = act(policy, memory)
     assert not torch.equal(first.chunk, second.chunk)
-    fixed = make("act")
+    fixed = make("genima")
     fixed.load_state_dict(policy.state_dict())
     assert torch.equal(act(fixed)[0].trace, second.trace)
     starts = torch.tensor([[True, False], [False, False], [False, True]])
@@ -67,7 +67,7 @@ def test_faithful_first_decision_sees_the_raw_state() -> None:
 def test_padding_counts_only_in_the_faithful_loss() -> None:
     losses = []
     for quirks in ("fixed", "faithful"):
-        policy = make("act", switches={"padding": {"fixed": "masked", "faithful": "counted"}[quirks]})
+        policy = make("genima", switches={"padding": {"fixed": "masked", "faithful": "counted"}[quirks]})
         demo = demonstrations(policy, 2)
         demo.is_pad[:, 1:] = True
         losses.append(policy.imitation_loss(demo, torch.Generator().manual_seed(0))[1]["l1"])
@@ -123,11 +123,11 @@ def test_geometry_and_colour_of_the_disturbances() -> None:
     moved = augment.affine(images, torch.Generator().manual_seed(0))
     assert (moved - images).abs().mean() > 1
     with pytest.raises(ValueError, match=r"augmentations \['colour'\] are unknown"):
-        make("act", augment=["colour"])
+        make("genima", augment=["colour"])
 
 
 def test_training_disturbs_pictures_and_evaluation_does_not() -> None:
-    policy = make("act", augment=["noise"])
+    policy = make("genima", augment=["noise"])
     demo = demonstrations(policy, 2)
     plain = policy.imitation_loss(demo, torch.Generator().manual_seed(0))[0]
     again = policy.imitation_loss(demo, torch.Generator().manual_seed(0))[0]
@@ -170,11 +170,11 @@ def test_imagenet_weights_of_torchvisions_names(tmp_path: Any) -> None:
 )
 def test_mistakes_in_the_configuration(options: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
-        make("act", **options)
+        make("genima", **options)
 
 
 def test_mistakes_in_observations() -> None:
-    policy = make("act")
+    policy = make("genima")
     good = observe(policy, 2)
     good.images = {"front": good.images["front"]}
     with pytest.raises(ValueError, match=r"camera 'hand' is missing; got \['front'\]"):
@@ -193,4 +193,4 @@ def test_mistakes_in_observations() -> None:
     from tests.pretrained.test_policy_laws import tiny_node
 
     with pytest.raises(ValueError, match="the views must be of one size"):
-        build(tiny_node("act"), env=spec)
+        build(tiny_node("genima"), env=spec)

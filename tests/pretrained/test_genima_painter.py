@@ -11,7 +11,7 @@ pytest.importorskip("diffusers", reason="diffusers IS NOT INSTALLED; run `make s
 
 from envs.types import EnvSpec
 from pretrained.checkpoint import load_policy, save
-from pretrained.genima.painter import TargetPainter, find_controlnet, prompt
+from pretrained.genima.painter import TargetPainter, diffusion_stage, find_controlnet, prompt
 from pretrained.genima.render import TARGET
 from pretrained.types import DemoBatch, ObsBatch
 from rl.proposals.target_image import TargetImage
@@ -181,8 +181,10 @@ def test_the_imitation_loop_trains_it(tmp_path: Path) -> None:
 
     demos(tmp_path / "raw.hdf5")
     tiles = render(run(tmp_path, cameras=["side", "front"]))
-    words = ["run=genima_diffusion", "policy.model=tiny", "policy.frozen_dtype=float32", f"demos={tiles}", "steps=2",
-             f"out={tmp_path / 'run'}", "batch_size=4", "bf16=false", "quiet=true", "lr=1e-3"]  # fmt: skip
+    words = [
+        "run=genima_diffusion", "policy.painter.model=tiny", "policy.painter.frozen_dtype=float32", f"demos={tiles}",
+        f"out={tmp_path / 'run'}", "steps=2", "batch_size=4", "bf16=false", "quiet=true", "lr=1e-3",
+    ]  # fmt: skip
     assert launch.main(["pretrain", *words]) == 0
     trained: Any = load_policy(tmp_path / "run" / "step_00000002")
     assert trained.views == ("side", "front")
@@ -241,7 +243,7 @@ def test_proposal_gives_the_painted_views(tmp_path: Path) -> None:
 
 
 def test_controller_follows_targets_and_misses_them() -> None:
-    policy = make("act", targets=True)
+    policy = make("genima", targets=True)
     obs = ObsBatch(
         {c: np.zeros((2, 1, 24, 24, 3), np.uint8) for c in VIEWS}, np.zeros((2, 1, 8), np.float32), ["a", "b"]
     )
@@ -257,6 +259,7 @@ def test_controller_follows_targets_and_misses_them() -> None:
     ("make_it", "words"),
     [
         (lambda: painter("no/such/model"), "cannot be loaded from 'no/such/model'"),
+        (lambda: diffusion_stage(env=spec(), painter={"modl": "tiny"}), r"policy.painter has \['modl'\], exp"),
         (lambda: painter(augment=["flip"]), r"augmentations \['flip'\] are unknown"),
         (lambda: TargetPainter(env=spec(size=(18, 32)), model="tiny"), "expected multiples of 8 pixels"),
         (lambda: TargetPainter(env=spec(name="front"), model="tiny"), r"expected one picture named 'tile\(CAMERA"),

@@ -94,7 +94,7 @@ def tiny_node(name: str, **overrides: Any) -> dict[str, Any]:
         node["binary"] = [2]
     if node["horizon"] > 1:
         node["horizon"] = 4
-    if name == "act":
+    if name == "genima":
         node |= TINY_ACT
     return {**node, **overrides}
 
@@ -299,7 +299,7 @@ def test_critic_does_not_shape_the_actor(policy: Any) -> None:
     assert all((p.grad is not None) == p.requires_grad for p in policy.critic.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in CHUNKS if n not in ("vla", "act")])
+@pytest.mark.parametrize("name", [n for n in CHUNKS if n not in ("vla", "genima")])
 def test_frozen_encoder_stores_its_output(name: str) -> None:
     free, frozen = make(name), make(name, frozen_encoder=True)
     frozen.load_state_dict(free.state_dict())
@@ -329,9 +329,9 @@ def test_state_dict_carries_the_decision(policy: Any, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("name", NAMES)
 def test_imitation_overfits_one_batch(name: str) -> None:
-    plain = {"augment": 0} if name in CHUNKS and name not in ("vla", "act") else {}
+    plain = {"augment": 0} if name in CHUNKS and name not in ("vla", "genima") else {}
     policy = make(name, disturb=False, width=64, **plain)
-    rate = 1e-3 if name == "act" else 5e-3  # a transformer that is normalised after its layers wants smaller steps
+    rate = 1e-3 if name == "genima" else 5e-3  # a transformer that is normalised after its layers wants smaller steps
     demo, copies, count = demonstrations(policy, 4), 8, 300
     if hasattr(policy, "learn_by_imitation"):
         policy.learn_by_imitation()
