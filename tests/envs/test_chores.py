@@ -233,12 +233,15 @@ def thing(name: str, x: float, z: float, y: float = 0.8, size: float = 0.2, *, o
 
 def place(*things: Thing, blocked: tuple[str, ...] = ()) -> Place:
     grid = np.array([[x, 0.9, z] for x in np.arange(0.25, 8, 0.25) for z in np.arange(0.25, 4, 0.25)])
+    known = {t.object_id: t for t in things}
     return Place(
-        {t.object_id: t for t in things},
+        known,
         {"room|0": SQUARE, "room|1": NEXT},
         {"room|0": "Kitchen", "room|1": "Bedroom"},
         grid,
-        lambda start, name: None if name in blocked else [(start[0], start[2]), (1.0, 1.0)],
+        lambda start, name: (
+            None if name in blocked else [(start[0], start[2]), (known[name].centre[0], known[name].centre[2])]
+        ),
     )
 
 
