@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrained.flip.flow import FlowModel
+from pretrained.flip.video import VideoModel
 from tests.golden_files import golden_json, golden_tensors
 
 
@@ -64,3 +65,32 @@ def shapes(model: nn.Module) -> dict[str, list[int]]:
 def recorded_shapes(manifest: str) -> dict[str, list[int]]:
     """Of a real model."""
     return {k: v["shape"] for k, v in golden_json(manifest)["entries"].items()}
+
+
+def video_model(**options: Any) -> VideoModel:
+    """A video model of 2 known and 5 new frames of 8x8 latents, tracks of 6 positions and texts of width 12."""
+    torch.manual_seed(0)
+    node = {"size": (8, 8), "width": 32, "depth": 2, "heads": 4, "horizon": 6, "history": 2, "text_dim": 12, **options}
+    model = VideoModel(**node).eval()
+    for p in model.final_layer.parameters():  # zero at the start of training
+        torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def recorded_video_model(**options: Any) -> VideoModel:
+    """With the weights that the recording was made with."""
+    c = golden_json("flip_dit/meta.json")["tiny_config"]
+    model = VideoModel(
+        size=c["input_size"],
+        channels=c["in_channels"],
+        patch=c["patch_size"],
+        width=c["hidden_size"],
+        depth=c["depth"],
+        heads=c["num_heads"],
+        horizon=c["flow_horizon"],
+        history=c["obs_history"],
+        text_dim=c["language_dim"],
+        **options,
+    )
+    model.load_state_dict(golden_tensors("flip_dit/tiny.safetensors"))
+    return model.eval()
