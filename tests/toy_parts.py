@@ -135,6 +135,6 @@ def make_segment(policy: Any, n: int = 4, t: int = 6, *, seed: int = 0, ends: fl
 
 def seed_of(*, row: int, episode: int, run_seed: int = 0, worker: int = 0) -> int:
     """The seed of an episode of a fine-tuning run: of a row of a worker, counted from 0."""
-    vector = SimpleNamespace(tasks=("red", "blue"))
+    vector = SimpleNamespace(tasks=("red", "blue"), env_spec=toy_spec())
     numbers: Any = SimpleNamespace(vector=vector, started=[episode] * (row + 1), seed=run_seed * 10**6 + worker)
     return Collector._next_episode(numbers, row).seed
