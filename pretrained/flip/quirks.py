@@ -1,8 +1,10 @@
 """Where FLIP may do as the original does."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from pretrained import quirks
 
 CHOICES = {
     "latent_std": ("single", "double"),
@@ -43,9 +45,7 @@ class Quirks:
     grid: str = "inside"
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"quirk {name} '{getattr(self, name)}' is unknown; expected {' or '.join(allowed)}")
+        quirks.check(self, CHOICES)
 
 
 FIXED = Quirks()
@@ -54,11 +54,4 @@ FAITHFUL = Quirks(**{name: allowed[1] for name, allowed in CHOICES.items()})
 
 def choose(preset: str, switches: Mapping[str, Any] | None = None) -> Quirks:
     """A preset with single fields changed. Raises ValueError naming what is unknown."""
-    presets, switches = {"fixed": FIXED, "faithful": FAITHFUL}, dict(switches or {})
-    known = [f.name for f in fields(Quirks)]
-    unknown = sorted(set(switches) - set(known))
-    if preset not in presets:
-        raise ValueError(f"quirks '{preset}' is unknown; expected fixed or faithful")
-    if unknown:
-        raise ValueError(f"switches {unknown} are unknown; expected some of {known}, which change single quirks")
-    return Quirks(**{name: switches.get(name, getattr(presets[preset], name)) for name in known})
+    return quirks.choose(FIXED, FAITHFUL, preset, switches)

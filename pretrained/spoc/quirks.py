@@ -1,8 +1,10 @@
 """Where Spoc may do as the original does."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from pretrained import quirks
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,7 @@ class Quirks:
 
     def __post_init__(self) -> None:
         choices = {"text_padding": ("masked", "visible"), "cache": ("slide", "wrap"), "context": ("episode", "segment")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"quirk {name} '{getattr(self, name)}' is unknown; expected {' or '.join(allowed)}")
+        quirks.check(self, choices)
 
 
 FIXED = Quirks()
@@ -34,12 +34,4 @@ FAITHFUL = Quirks(text_padding="visible", cache="wrap", context="segment", rl_dr
 
 def choose(preset: str, switches: Mapping[str, Any]) -> Quirks:
     """A preset with single fields changed. Raises ValueError naming what is unknown."""
-    presets = {"fixed": FIXED, "faithful": FAITHFUL}
-    known = [f.name for f in fields(Quirks)]
-    unknown = sorted(set(switches) - set(known))
-    if preset not in presets or unknown:
-        what = (
-            f"switches {unknown} are unknown; expected some of {known}" if unknown else f"quirks '{preset}' is unknown"
-        )
-        raise ValueError(f"{what}; quirks is 'fixed' or 'faithful', and switches change single fields of it")
-    return Quirks(**{name: switches.get(name, getattr(presets[preset], name)) for name in known})
+    return quirks.choose(FIXED, FAITHFUL, preset, switches)

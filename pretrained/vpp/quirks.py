@@ -1,8 +1,10 @@
 """Where VPP may do as the original does."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from pretrained import quirks
 
 CHOICES = {
     "cross_attention": ("full", "causal"),
@@ -36,9 +38,7 @@ class Quirks:
     preview_augmentation: str = "none"
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"quirk {name} '{getattr(self, name)}' is unknown; expected {' or '.join(allowed)}")
+        quirks.check(self, CHOICES)
 
 
 FIXED = Quirks()
@@ -47,12 +47,4 @@ FAITHFUL = Quirks(**{name: allowed[1] for name, allowed in CHOICES.items()})
 
 def choose(preset: str, switches: Mapping[str, Any]) -> Quirks:
     """A preset with single fields changed. Raises ValueError naming what is unknown."""
-    presets = {"fixed": FIXED, "faithful": FAITHFUL}
-    known = [f.name for f in fields(Quirks)]
-    unknown = sorted(set(switches) - set(known))
-    if preset not in presets or unknown:
-        what = (
-            f"switches {unknown} are unknown; expected some of {known}" if unknown else f"quirks '{preset}' is unknown"
-        )
-        raise ValueError(f"{what}; quirks is 'fixed' or 'faithful', and switches change single fields of it")
-    return Quirks(**{name: switches.get(name, getattr(presets[preset], name)) for name in known})
+    return quirks.choose(FIXED, FAITHFUL, preset, switches)
