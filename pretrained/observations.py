@@ -39,7 +39,7 @@ def _image(
     obs: ObsBatch, camera: str, cameras: Iterable[str], expected: tuple[int, ...], device: torch.device
 ) -> Tensor:
     if camera not in obs.images:
-        raise ValueError(f"camera '{camera}' is missing; expected {list(cameras)}, got {list(obs.images)}")
+        raise ValueError(f"camera '{camera}' is missing; got {list(obs.images)}, expected {list(cameras)}")
     image = on(obs.images[camera], device)
     if image.dtype != torch.uint8 or tuple(image.shape) != expected:
         raise ValueError(

@@ -8,7 +8,6 @@ has what the original does otherwise. It sees whatever pictures its cameras give
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from pretrained.genima.quirks import choose
 from pretrained.genima.resnet import load_imagenet
 from pretrained.genima.stats import ActionScale, StateScale
 from pretrained.networks import Critic, FreeNoise
+from pretrained.observations import checked
 from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
 
 STATE_STATS = ("own", "actions")
@@ -118,9 +118,8 @@ class ActPolicy(nn.Module):
         return self._encode(self._with_targets(obs) if self.targets else obs)
 
     def _encode(self, obs: ObsBatch) -> Features:
-        proprio = _tensor(obs.proprio, self.device).float()
-        _check_proprio(proprio, len(obs), self.spec)
-        x: Features = {f"image/{c}": _image(obs, c, size, self.device) for c, size in self.spec.cameras.items()}
+        images, proprio = checked(obs, self.spec, self.device, history=1)
+        x: Features = {f"image/{c}": v for c, v in images.items()}
         x |= {"proprio": proprio, "text": self.text.embed_text(self.text.tokens(obs.texts).to(self.device)).float()}
         return x | {f"hint/{k}": v.to(self.device) for k, v in obs.hints.items()}
 
@@ -310,31 +309,3 @@ def _check(policy: ActPolicy, env: EnvSpec, state_stats: str, plain: list[str], 
             f"state_stats: actions needs a state [gripper, joints] of {env.action_dim} numbers with a plain gripper, "
             f"got {names} with plain_state {plain}; use state_stats: own"
         )
-
-
-def _check_proprio(proprio: Tensor, n: int, spec: PolicySpec) -> None:
-    expected = (n, spec.history, len(spec.proprio))
-    if tuple(proprio.shape) != expected:
-        raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected {expected}, [N, L, P]")
-    if not bool(torch.isfinite(proprio).all()):
-        row, _, entry = (int(i) for i in (~torch.isfinite(proprio)).nonzero()[0])
-        name = spec.proprio[entry]
-        raise ValueError(f"proprioception '{name}' of row {row} is not finite; check the simulator's state")
-
-
-def _image(obs: ObsBatch, camera: str, size: tuple[int, int], device: torch.device) -> Tensor:
-    if camera not in obs.images:
-        raise ValueError(f"camera '{camera}' is missing; got {list(obs.images)}")
-    image = _tensor(obs.images[camera], device)
-    expected = (len(obs), 1, *size, 3)
-    if image.dtype != torch.uint8 or tuple(image.shape) != expected:
-        raise ValueError(
-            f"camera '{camera}': expected uint8 {expected}, [N, L, Y, X, 3], got {image.dtype} {tuple(image.shape)}; "
-            "set the camera size of the environment to that of the policy"
-        )
-    return image
-
-
-def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On `device`, and never a view of the caller's array, which the simulator may overwrite."""
-    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)

@@ -11,7 +11,6 @@ tokens; imitation trains it together with the head, and then features are the ma
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from pretrained import chain
 from pretrained.heads import Kernel
 from pretrained.networks import Critic, StateNoise
 from pretrained.normalize import ActionNormalizer, ProprioNormalizer
+from pretrained.observations import checked
 from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
 from pretrained.vpp.former import VideoFormer
 from pretrained.vpp.head import DROPOUT, ActionHead
@@ -118,7 +118,8 @@ class Vpp(nn.Module):
     @torch.no_grad()
     def encode(self, obs: ObsBatch) -> Features:
         """Tokens [N, S, C] (while the Former learns: maps [N, T, V S, C]), goal [N, G], proprio [N, P], seed [N]."""
-        images, proprio = {c: self._image(obs, c) for c in self.spec.cameras}, self._proprio(obs)
+        seen, proprio = checked(obs, self.spec, self.device, history=1)
+        images = {c: v[:, 0] for c, v in seen.items()}
         if self.quirks.noise == "fresh":
             seeds = torch.randint(2**62, (len(obs),))
         else:
@@ -134,33 +135,9 @@ class Vpp(nn.Module):
         return {
             "maps" if self.former_learns else "tokens": kept.half() if self.half_features else kept.float(),
             "goal": goals,
-            "proprio": proprio,
+            "proprio": proprio[:, 0],
             "seed": seeds.to(self.device),
         }
-
-    def _proprio(self, obs: ObsBatch) -> Tensor:
-        proprio = _tensor(obs.proprio, self.device).float()
-        expected = (len(obs), 1, len(self.spec.proprio))
-        if tuple(proprio.shape) != expected:
-            raise ValueError(f"proprioception has shape {tuple(proprio.shape)}, expected {expected}, [N, L, P]")
-        if not bool(torch.isfinite(proprio).all()):
-            row, _, entry = (int(i) for i in (~torch.isfinite(proprio)).nonzero()[0])
-            name = self.spec.proprio[entry]
-            raise ValueError(f"proprioception '{name}' of row {row} is not finite; check the simulator's state")
-        return proprio[:, 0]
-
-    def _image(self, obs: ObsBatch, camera: str) -> Tensor:
-        if camera not in obs.images:
-            raise ValueError(
-                f"camera '{camera}' is missing; expected {list(self.spec.cameras)}, got {list(obs.images)}"
-            )
-        image, expected = _tensor(obs.images[camera], self.device), (len(obs), 1, *self.spec.cameras[camera], 3)
-        if image.dtype != torch.uint8 or tuple(image.shape) != expected:
-            raise ValueError(
-                f"camera '{camera}': expected uint8 {expected}, [N, L, Y, X, 3], got {image.dtype} "
-                f"{tuple(image.shape)}; set the camera size of the environment to that of the policy"
-            )
-        return image[:, 0]
 
     def condition(self, x: Features, *, drop: bool = False) -> tuple[Tensor, Tensor]:
         """Features [B, ...] -> what the head is asked under, [B, Ly, 2, S, D], and z-scored proprioception [B, P]."""
@@ -262,11 +239,6 @@ class Vpp(nn.Module):
 def _summary(cond: Tensor) -> Tensor:
     """[B, 2 D]: mean keys and values of the last decoder layer."""
     return cond[:, -1].mean(2).flatten(1)
-
-
-def _tensor(value: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """On `device`, and never a view of the caller's array, which the simulator may overwrite."""
-    return torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value.to(device)
 
 
 def chosen_cameras(env: EnvSpec, wanted: Sequence[str] | None) -> dict[str, tuple[int, int]]:
