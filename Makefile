@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 STAMP := .venv/.stamp
+# Test files that run at the same time.
+JOBS ?= 2
 REQUIREMENTS := requirements.txt requirements-nodeps.txt requirements-dev.txt constraints.txt
 export MUJOCO_GL ?= osmesa
 export TEMPER_GOLDEN ?= $(abspath ../shared/golden)
@@ -32,7 +34,7 @@ simulators: setup
 	@$(PY) launch.py install libero robosuite15 calvin ai2thor
 
 test: setup simulators
-	@$(PY) -m pytest -q --durations=15 $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=15 $(PYTEST_ARGS)
 
 bench: setup simulators
 	@$(PY) -m benchmarks $(BENCH)
