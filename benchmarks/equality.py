@@ -45,6 +45,7 @@ TASKS = {  # LIBERO: two tasks that the expert solves
 UNSEEN = {"finger_axis", "state_size"}  # what LIBERO itself does not observe
 PICTURE_STEPS = (0, 4, 8)  # after so many control steps
 ROUNDING = 1e-9
+COARSE = ("fast", "lite", "soft")  # render qualities that are not exact
 FIGURES = ("states", "observations", "fast", "nudged", "pixels")
 NOTE = """`*` is not what the head of the column asks for. States and observations: the largest difference between
 `core: stock` and the untouched package. Fast to stock: the largest difference between the cores in the expert's
@@ -174,14 +175,14 @@ def pictures(name: str, task: str, seed: int) -> dict[str, Any]:
     """`exact` beside the untouched package, and the PSNR of the other qualities beside `exact`."""
     env_id = f"{'libero' if name.startswith('libero') else 'robosuite'}/{name}"
     theirs = frames(task, seed, Reference(env_id, task, cameras=CAMERAS))
-    ours = {q: frames(task, seed, adapter(name, "stock", CAMERAS, q)) for q in ("exact", "fast", "lite")}
+    ours = {q: frames(task, seed, adapter(name, "stock", CAMERAS, q)) for q in ("exact", *COARSE)}
     views = [f"image/{camera}" for camera in CAMERAS]
     return {
         "frames": len(theirs) * len(views),
         "untouched": largest([difference(a, b) for a, b in zip(ours["exact"], theirs, strict=True)]),
         "psnr": {
             quality: [psnr(a[v], b[v]) for a, b in zip(ours["exact"], ours[quality], strict=True) for v in views]
-            for quality in ("fast", "lite")
+            for quality in COARSE
         },
     }
 
@@ -229,7 +230,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     solved = [row for row in expert if row["solved"]]
     apart = [row["fast"] for row in expert]
     nudged = [row["nudged"] for row in expert if row["nudged"] is not None]
-    dB = {q: [value for row in kinds["pictures"] for value in row["psnr"][q]] for q in ("fast", "lite")}
+    dB = {q: [value for row in kinds["pictures"] for value in row["psnr"][q]] for q in COARSE}
     return {
         "tasks": len({row["task"] for row in rows}),
         "expert_steps": sum(row["steps"] for row in expert),
@@ -266,7 +267,7 @@ def as_table(all_found: Mapping[str, dict[str, Any]]) -> str:
     from benchmarks.tables import table
 
     head = ["environment", "expert, random steps", "states (0)", "observations (0)", "fast to stock (1e-9)"]
-    head += ["episodes within", "stock, nudged", "solved again", "exact pixels (0)", "fast dB", "lite dB"]
+    head += ["episodes within", "stock, nudged", "solved again", "exact pixels (0)", *(f"{q} dB" for q in COARSE)]
     rows = []
     for name, found in all_found.items():
         bad = faults(found)
@@ -275,7 +276,7 @@ def as_table(all_found: Mapping[str, dict[str, Any]]) -> str:
         within = f"{found['within']} of {found['episodes']}"
         row = [name, f"{found['expert_steps']}, {found['random_steps']}", cells["states"], cells["observations"]]
         row += [cells["fast"], *((within, cells["nudged"], again) if found["episodes"] else "---"), cells["pixels"]]
-        for quality in ("fast", "lite"):
+        for quality in COARSE:
             ratio = found["psnr"].get(quality)
             row.append(f"{ratio['mean']:.1f} ({ratio['lowest']:.1f})" if ratio else "-")
         rows.append(row)

@@ -70,7 +70,7 @@ class Libero:
         core: str = "stock",
         poses: bool = False,
     ) -> None:
-        """`cameras` maps a camera to (Y, X). `render_quality: exact | fast | lite` is explained in docs/rendering.md.
+        """`cameras` maps a camera to (Y, X). docs/rendering.md explains `render_quality`: exact, fast, lite, soft.
 
         `init: bundled` starts from the benchmark's stored state number `seed % 50`; positions of fixtures (cabinet,
         stove), which those states lack, come from the seed. `init: sampled` draws everything from the seed.

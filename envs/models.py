@@ -31,7 +31,8 @@ from envs.decimate import VERSION as LITE_VERSION
 from envs.types import EnvError
 
 FORMAT = 1  # of what is written here and in envs.compile; a change makes all models anew
-QUALITIES = {"exact": "exact", "fast": "exact", "lite": "lite"}  # render quality -> visuals of the compiled model
+# Render quality -> visuals of the compiled model.
+QUALITIES = {"exact": "exact", "fast": "exact", "lite": "lite", "soft": "lite"}
 LIMIT_GB = "4"  # of all models together; $TEMPER_MODELS_GB overrides it
 LEFT_S = 3600.0  # age at which half-made files count as left behind: making one takes seconds
 _FILES = re.compile(r'\b((?:content)?file(?:right|left|up|down|front|back)?)\s*=\s*"([^"]*)"')

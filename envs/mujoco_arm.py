@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, T
 import numpy as np
 
 from envs.contacts import ContactTest
+from envs.draw import SoftRenderer
 from envs.models import visuals_for
 from envs.osc import CORES, Core
 from envs.render import CameraRenderer, camera_id, choose_gl, gl_module
@@ -119,7 +120,7 @@ class Arm:
         self._light_reset = single_forward and _version(mujoco) >= (3, 8)
         bits = mujoco.mjtDisableBit
         self._skipped = int(bits.mjDSBL_CONTACT) | int(bits.mjDSBL_CONSTRAINT) | int(bits.mjDSBL_SENSOR)
-        self._renderer: Optional[CameraRenderer] = None
+        self._renderer: Any = None  # with `render` and `close`
         self._bind()
         for name in self._cameras:
             camera_id(self.model, name)  # a wrong name is refused here, not at the first image
@@ -233,8 +234,13 @@ class Arm:
         if not self._cameras:
             return {}
         if self._renderer is None:
-            self._renderer = CameraRenderer(self.model, cameras=self._cameras, quality=self._quality)
+            self._renderer = self._open_renderer()
         return self._renderer.render(self.data)
+
+    def _open_renderer(self) -> Any:
+        if self._quality == "soft":
+            return SoftRenderer(self.model, self.data, cameras=self._cameras)
+        return CameraRenderer(self.model, cameras=self._cameras, quality=self._quality)
 
     def robot_state(self) -> Dict[str, np.ndarray]:
         """Pose of the hand (quaternion xyzw), fingers, joints, as the stock observations have them.

@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import math
 import os
-from typing import Any, Dict, Iterator, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -69,9 +69,7 @@ class CameraRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision shapes
-        self._option.geomgroup[1] = 1  # what is meant to be seen
+        self._option = view_options(mujoco)
         self._perturb = mujoco.MjvPerturb()
         model.vis.global_.offheight = max([model.vis.global_.offheight] + [y for y, _ in self._sizes.values()])
         model.vis.global_.offwidth = max([model.vis.global_.offwidth] + [x for _, x in self._sizes.values()])
@@ -142,8 +140,7 @@ class Culling:
         self._groups = model.geom_group.copy()
         self._boxes = model.geom_aabb.reshape(-1, 2, 3).copy()  # centre and half sizes in the shape's own axes
         self._endless = model.geom_type == int(mujoco.mjtGeom.mjGEOM_PLANE)
-        special = (model.cam_sensorsize != 0).any(axis=1) | (_projections(model) != 0)  # no plain field of view
-        self._plain = [not bool(camera) for camera in special]
+        self._plain = plain_cameras(model, range(model.ncam))
 
     @contextlib.contextmanager
     def __call__(self, data: Any, camera: int, aspect: float) -> Iterator[None]:
@@ -170,9 +167,20 @@ class Culling:
         return (centres @ sides.T + reach > -1e-3).all(axis=1) | self._endless  # a millimetre, for rounding
 
 
-def _projections(model: Any) -> np.ndarray:
-    """int [ncam]: 0 for perspective. MuJoCo has renamed this."""
-    return np.asarray(model.cam_projection if hasattr(model, "cam_projection") else model.cam_orthographic)
+def view_options(mujoco: Any) -> Any:
+    """What is shown: not the collision shapes."""
+    option = mujoco.MjvOption()
+    option.geomgroup[0] = 0
+    option.geomgroup[1] = 1
+    return option
+
+
+def plain_cameras(model: Any, cameras: Sequence[int]) -> List[bool]:
+    """Whether each camera has a plain field of view: no sensor sizes, no parallel projection."""
+    # MuJoCo has renamed this; 0 is perspective.
+    projection = np.asarray(model.cam_projection if hasattr(model, "cam_projection") else model.cam_orthographic)
+    special = (model.cam_sensorsize != 0).any(axis=1) | (projection != 0)
+    return [not bool(special[camera]) for camera in cameras]
 
 
 def camera_id(model: Any, name: str) -> int:

@@ -63,7 +63,7 @@ class Robosuite:
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
         refused. `core: stock` takes robosuite's own controllers.
-        `render_quality: exact | fast | lite` is explained in docs/rendering.md. `poses`: say where joints and cameras
+        docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`: say where joints and cameras
         are, too (`Arm.poses`).
         """
         if cameras is None:

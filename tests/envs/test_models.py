@@ -223,7 +223,7 @@ def test_without_a_place_to_write_it_still_compiles(scene, tmp_path, monkeypatch
 
 def test_without_cameras_nothing_needs_to_be_seen():
     cameras = {"front": (8, 8)}
-    assert [visuals_for(q, cameras) for q in ("exact", "fast", "lite")] == ["exact", "exact", "lite"]
-    assert [visuals_for(q, {}) for q in ("exact", "fast", "lite")] == ["none"] * 3
+    assert [visuals_for(q, cameras) for q in ("exact", "fast", "lite", "soft")] == ["exact", "exact", "lite", "lite"]
+    assert [visuals_for(q, {}) for q in ("exact", "fast", "lite", "soft")] == ["none"] * 4
     with pytest.raises(EnvError, match="render quality 'best' is unknown; expected one of exact, fast, lite"):
         visuals_for("best", {})
