@@ -49,9 +49,10 @@ class SmallCnn(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images [B, Y, X, 3]."""
         h = images.permute(0, 3, 1, 2).to(self.project.weight.dtype, copy=True)
-        h = h.div_(127.5).sub_(1)  # in place: fresh memory for a batch of pictures costs more than the arithmetic
-        for conv in self.convs:
-            h = F.relu(conv(h))
+        h = h.sub_(127.5)  # in place: fresh memory for a batch of pictures costs more than the arithmetic
+        for i, conv in enumerate(self.convs):
+            weight = conv.weight if i else conv.weight / 127.5  # pixels count from -1 to 1; weights are fewer than pixels
+            h = F.relu(F.conv2d(h, weight, conv.bias, conv.stride, conv.padding))
         h = h.flatten(1) if self.pool == "flatten" else self._keypoints(h)
         return F.silu(self.norm(self.project(h)))
 

@@ -113,7 +113,9 @@ class Batch:
         """The streams in `index`."""
 
         def take(v: Any) -> Any:
-            return {k: take(x) for k, x in v.items()} if isinstance(v, dict) else v[index]
+            if isinstance(v, dict):
+                return {k: take(x) for k, x in v.items()}
+            return v.index_select(0, index)  # copies whole rows, where v[index] takes a picture's bytes one by one
 
         return Batch(**{f.name: take(getattr(self, f.name)) for f in fields(Batch)})
 
