@@ -155,8 +155,15 @@ def process(pid: int | str = "self") -> Process:
 
 
 def used(pid: int) -> float:
-    """Bytes of a process and all its descendants, each page counted once."""
-    return sum(_rollup(p).get("Pss", 0.0) for p in _tree(pid))
+    """Bytes of a process and all its descendants, each page counted once.
+
+    Programs and libraries are those of the process that has most of them: their share (Pss) would be the less, the more
+    strangers on the machine run the same ones.
+    """
+    all_found = [_rollup(p) for p in _tree(pid)]
+    own = sum(found.get("Pss_Anon", 0.0) + found.get("Pss_Shmem", 0.0) for found in all_found)
+    files = (found.get("Rss", 0.0) - found.get("Anonymous", 0.0) - found.get("Pss_Shmem", 0.0) for found in all_found)
+    return own + max(files, default=0.0)
 
 
 def _tree(pid: int) -> list[int]:
