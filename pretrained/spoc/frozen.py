@@ -2,7 +2,8 @@
 
 They are loaded from a folder in transformers' layout or a hub id and are not part of a checkpoint. Pictures become maps
 of pooled patch tokens, 7x12 for a 16x27 grid of patches; instructions become one vector per token. For training from
-scratch on a CPU there is `pixels`, which has no weights: the picture is made smaller, its 16x16 patches are tokens.
+scratch on a CPU there is `pixels`, which has no weights: the picture is made smaller, its 16x16 patches are tokens,
+each with its row and column, because the fusion has no positions of its own (DINOv2's tokens know theirs).
 """
 
 import functools
@@ -45,7 +46,8 @@ class FrozenTowers(nn.Module):
             tower.embeddings.interpolate_pos_encoding = functools.partial(_stretched_positions, tower.embeddings)
         self._frozen = [tower.requires_grad_(False).eval(), sentence.requires_grad_(False).eval()]  # no submodules
         self.patch = PATCH if self.kind == PIXELS else int(tower.config.patch_size)
-        self.image_dim = 3 * PATCH**2 if self.kind == PIXELS else int(tower.config.hidden_size)
+        pixels = 3 * PATCH**2 + sum(self.grid)
+        self.image_dim = pixels if self.kind == PIXELS else int(tower.config.hidden_size)
         self.text_dim = int(sentence.config.d_model)
         self._sentences: dict[bytes, Tensor] = {}
 
@@ -72,7 +74,8 @@ class FrozenTowers(nn.Module):
         """uint8 [B, Y, X, 3] -> float32 [B, C, *grid], pooled."""
         if self.kind == PIXELS:
             size = [side * PATCH for side in self.grid]
-            return F.pixel_unshuffle(F.interpolate(dino_pixels(images), size, mode="area"), PATCH)
+            patches = F.pixel_unshuffle(F.interpolate(dino_pixels(images), size, mode="area"), PATCH)
+            return torch.cat([patches, places(self.grid).to(patches).expand(len(patches), -1, -1, -1)], 1)
         pixels = siglip_pixels(images, self.vision.config.image_size) if self.kind == "siglip" else dino_pixels(images)
         return self.pooled(pixels)
 
@@ -113,6 +116,12 @@ class FrozenTowers(nn.Module):
                 ids = row[None]
                 self._sentences[key] = self.text(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state[0]
         return torch.stack([self._sentences[key].float() for key in keys])[index]
+
+
+def places(grid: tuple[int, int]) -> Tensor:
+    """Rows and columns of a grid (Y, X), one-hot: [Y + X, Y, X]; as large as a patch's contrast, to weigh as much."""
+    rows, columns = torch.eye(grid[0]), torch.eye(grid[1])
+    return PATCH * torch.cat([rows[:, :, None].expand(-1, -1, grid[1]), columns[:, None].expand(-1, grid[0], -1)])
 
 
 def dino_pixels(images: Tensor) -> Tensor:
@@ -205,7 +214,7 @@ def _small_vision(name: str) -> tuple[Any, str]:
 def _tiny_text() -> Any:
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=64, dropout_rate=0.0)
+    config = T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=1024, dropout_rate=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return T5EncoderModel(config)

@@ -285,11 +285,26 @@ def test_pixels_as_maps() -> None:
     policy = make(vision="pixels")
     obs = observe(2)
     maps = policy.encode(obs)["maps"]
-    assert maps.shape == (2, 2, 3 * 256, 2, 3)
+    assert maps.shape == (2, 2, 3 * 256 + 2 + 3, 2, 3)
     grey = ObsBatch({c: np.zeros_like(v) for c, v in obs.images.items()}, obs.proprio, obs.texts)
     grey.images[stretch.NAVIGATION][:, :, 8:, 16:] = 255  # the lower right cell of the 2 x 3 grid
-    lit = (policy.encode(grey)["maps"][0, 0] > 0).float().mean(0)
+    lit = (policy.encode(grey)["maps"][0, 0, : 3 * 256] > 0).float().mean(0)
     assert lit.tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
+@torch.no_grad()
+def test_pixels_tell_left_from_right() -> None:
+    """The fusion has no positions of its own, so the maps must have them."""
+    policy = make(vision="pixels")
+
+    def hidden(column: int) -> Tensor:
+        obs = observe(1)
+        obs.images[stretch.NAVIGATION][:] = 0
+        obs.images[stretch.NAVIGATION][:, :, :, 8 * column : 8 * (column + 1)] = 255
+        return policy.step("actor", policy.encode(obs), policy.initial_memory(1))[0]
+
+    assert torch.equal(hidden(0), hidden(0))
+    assert (hidden(0) - hidden(2)).abs().max() > 1e-2
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
