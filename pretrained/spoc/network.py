@@ -114,8 +114,8 @@ class Tower(nn.Module):
         x = torch.cat([self.token.expand(b, 1, -1), seen, self.adapt_text(text)], 1)
         always = words.new_ones(b, 1 + seen.shape[1])
         keys = None if bool(words.all()) else torch.cat([always, words], 1)[:, None, None]
-        for layer in self.fusion:
-            x = layer(x, keys, dropout)
+        for i, layer in enumerate(self.fusion, 1):
+            x = layer(x, keys, dropout, rows=1 if i == len(self.fusion) else x.shape[1])
         return x[:, 0]
 
     def clock(self, time: Tensor) -> Tensor:
@@ -143,11 +143,15 @@ class FusionLayer(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, keys: Tensor | None, dropout: float) -> Tensor:
-        """x [B, S, D]; `keys` bool, broadcast to [B, heads, S, S], or None for all."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+    def forward(self, x: Tensor, keys: Tensor | None, dropout: float, *, rows: int) -> Tensor:
+        """x [B, S, D] -> its first `rows`; `keys` bool, broadcast to [B, heads, rows, S], or None for all."""
+        d, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+        head = x[:, :rows]
+        q = F.linear(head, weight[:d], bias[:d])
+        k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, -1)
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=dropout)
-        x = self.norm1(x + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), dropout))
+        x = self.norm1(head + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), dropout))
         inner = F.dropout(F.relu(self.up(x)), dropout)
         return self.norm2(x + F.dropout(self.down(inner), dropout))
 
