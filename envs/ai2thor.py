@@ -57,6 +57,7 @@ class Ai2thor:
         houses: str = "generated",
         databases: str = "",
         num_houses: int = 0,
+        rooms: Optional[int] = None,
         split: str = "auto",
         episodes_per_house: int = 1,
         targets: Sequence[str] = TARGETS,
@@ -77,8 +78,9 @@ class Ai2thor:
         """`cameras`: (Y, X) of the two, equal, or null, and of `top_down`; `max_steps`: null for each task's own.
 
         `houses`: generated, or a file or folder of ProcTHOR houses; `num_houses` limits how many different ones there
-        are. In training, `episodes_per_house` follow one another in a house. `task_file`: written tasks instead of
-        drawn ones. `random_materials`: the chance of other materials in an episode, of train houses."""
+        are; `rooms`: of each generated one. In training, `episodes_per_house` follow one another in a house.
+        `task_file`: written tasks instead of drawn ones. `random_materials`: the chance of other materials in an
+        episode, of train houses."""
         if name != "stretch":
             raise EnvError(f"ai2thor: there is no robot '{name}'; expected 'stretch'")
         if split not in ("auto", "train", "val", "test"):
@@ -86,7 +88,7 @@ class Ai2thor:
         if not tasks:
             raise EnvError(f"ai2thor: no tasks were named; expected some of {', '.join(TYPES)}")
         kinds = tuple(check_type(t) for t in tasks)
-        self.houses = make_houses(houses, databases=databases, limit=num_houses)
+        self.houses = make_houses(houses, databases=databases, limit=num_houses, rooms=rooms)
         self.file = TaskFile(task_file) if task_file else None
         self.split, self.targets, self.own_horizon = split, tuple(targets), max_steps
         self.shake, self.materials = shake_cameras, random_materials

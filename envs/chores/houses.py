@@ -35,9 +35,13 @@ class Houses(Protocol):
 class Generated:
     """Endless houses; those of two splits differ in plan and models."""
 
-    def __init__(self, *, databases: str = "", limit: int = 0) -> None:
-        """`databases` is the folder of ProcTHOR's asset databases, "" the usual one; `limit` houses per split."""
-        self.databases, self.limit = databases, limit
+    def __init__(self, *, databases: str = "", limit: int = 0, rooms: Optional[int] = None) -> None:
+        """`databases` is the folder of ProcTHOR's asset databases, "" the usual one; `limit` houses per split.
+
+        `rooms` of each house, null: one to six."""
+        if rooms is not None and not 1 <= rooms <= 6:
+            raise EnvError(f"ai2thor: rooms={rooms}; expected 1 to 6, or null for houses of one to six")
+        self.databases, self.limit, self.rooms = databases, limit, rooms
 
     def count(self, split: str) -> int:
         """As many as seeds, unless limited."""
@@ -48,7 +52,7 @@ class Generated:
         from envs.thor_mini.data import databases
         from envs.thor_mini.generate import house
 
-        return house(number, databases(self.databases or None), split=split)
+        return house(number, databases(self.databases or None), rooms=self.rooms, split=split)
 
 
 class HouseFile:
@@ -181,6 +185,10 @@ def room_at(rooms: Dict[str, List[Point]], x: float, z: float) -> Optional[str]:
     return None
 
 
-def make_houses(kind: str, *, databases: str = "", limit: int = 0) -> Houses:
-    """ "generated", or the path of a file or folder."""
-    return Generated(databases=databases, limit=limit) if kind == "generated" else HouseFile(kind)
+def make_houses(kind: str, *, databases: str = "", limit: int = 0, rooms: Optional[int] = None) -> Houses:
+    """ "generated", or the path of a file or folder; `rooms` chooses among generated ones only."""
+    if kind == "generated":
+        return Generated(databases=databases, limit=limit, rooms=rooms)
+    if rooms is not None:
+        raise EnvError(f"ai2thor: rooms={rooms} is for generated houses, and houses is '{kind}'; leave rooms null")
+    return HouseFile(kind)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs import stretch
-from envs.chores.houses import HouseFile, check_house, room_at, rooms_of
+from envs.chores.houses import HouseFile, check_house, make_houses, room_at, rooms_of
 from envs.chores.judge import SUCCESS, Judge, View
 from envs.chores.plan import TARGET, Plan
 from envs.chores.route import Leg, count_actions
@@ -199,6 +199,16 @@ def test_houses_of_a_folder_and_of_one_file(tmp_path: Path) -> None:
         houses.count("test")
     (tmp_path / "one.json").write_text(json.dumps(house(9), indent=1))
     assert HouseFile(str(tmp_path / "one.json")).get("val", 0)["number"] == 9
+
+
+def test_made_houses_have_the_rooms_asked_for() -> None:
+    houses = make_houses("generated", rooms=1)
+    assert [len(houses.get(split, 5)["rooms"]) for split in ("train", "val")] == [1, 1]
+    assert houses.get("train", 5)["id"] != houses.get("val", 5)["id"]
+    with pytest.raises(EnvError, match="rooms=7; expected 1 to 6"):
+        make_houses("generated", rooms=7)
+    with pytest.raises(EnvError, match="houses is 'mine.jsonl'; leave rooms null"):
+        make_houses("mine.jsonl", rooms=2)
 
 
 def test_bad_houses_are_named(tmp_path: Path) -> None:
