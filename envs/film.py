@@ -22,6 +22,7 @@ class Take:
     actions: np.ndarray  # [steps, A] env units
     success: bool
     reward: float  # sum over the steps
+    captions: tuple[str, ...] = ()  # of each step, if there is something to say
 
 
 class Film:

@@ -34,7 +34,7 @@ from rl.collect import TRAINING_SEEDS, History
 from rl.navigation import Walked, episode_metrics
 from rl.stats import wilson
 from rl.types import EpisodeRecord, Proposal
-from rl.walks import Walk, walks_in, write_tables
+from rl.walks import Walk, caption, walks_in, write_tables
 
 ATTEMPTS = 3  # of an episode whose simulator fails
 TOP_DOWN = "top_down"  # a camera whose last picture shows the way of the whole episode
@@ -80,6 +80,7 @@ class _Live:
     length: int = 0
     reward: float = 0.0
     actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each; kept for videos
+    captions: list[str] = field(default_factory=list)  # of discrete actions; likewise
     hints: dict[str, torch.Tensor] = field(default_factory=dict)  # of the proposal
     planned: int = 0  # decisions since they came
     walk: Walk | None = None  # of robots that walk
@@ -155,7 +156,8 @@ def _videos(run: EvaluateRun, film: Film, takes: Mapping[str, Take], out: Path) 
         for name, take in takes.items():
             try:
                 frames = film.play(take)
-                write_video(out / name, side_by_side(frames), fps=film.vector.env_spec.control_hz)
+                said = [*take.captions, "success" if take.success else "failure"] if take.captions else None
+                write_video(out / name, side_by_side(frames), fps=film.vector.env_spec.control_hz, captions=said)
                 if TOP_DOWN in frames:
                     write_picture((out / name).with_suffix(".png"), frames[TOP_DOWN][-1])
             except EnvError as e:  # an evaluation is worth more than its pictures
@@ -261,6 +263,8 @@ class Episodes:
             live.last = float(actions[0, 0])
             if live.plan < self.num_videos:
                 live.actions.append(actions.copy())
+                if self.policy.spec.num_actions:
+                    live.captions.append(caption(self.vector.env_spec, decision, row))
             self.vector.send_step(i, actions)
 
     def _arrive(self, i: int, arrival: Arrival) -> bool:
@@ -304,7 +308,7 @@ class Episodes:
         if live.actions and not cause:
             actions = np.concatenate(live.actions)
             name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
-            self.takes[name] = Take(live.task, live.seed, actions, success, live.reward)
+            self.takes[name] = Take(live.task, live.seed, actions, success, live.reward, tuple(live.captions))
         if self.report is not None:
             self.report(list(self.done.values()))
 

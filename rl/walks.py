@@ -6,18 +6,23 @@ a reset: `rooms`, and if known `expert_length`, `best_distance` and `category`.
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs import stretch
 from envs.types import EnvSpec, Observation
+from pretrained.types import Decision
 from rl.navigation import Walked, aggregate, inside, marking
 from rl.types import EpisodeRecord
 
 NEEDED = {"agent", "worked"}
 MARKS = "sub_done"  # the action that marks a room
+STRETCH = "spoc_stretch_20"  # the convention of actions that have names
+BAR = 20  # characters of a certain action's bar
 
 
 class Walk:
@@ -76,11 +81,16 @@ def write_tables(out: Path, walks: Sequence[Walked]) -> dict[str, dict[str, floa
     return table
 
 
+def caption(spec: EnvSpec, decision: Decision, row: int) -> str:
+    """What one environment decided, how likely that was, and the critic's value; of discrete actions."""
+    index, chance = int(decision.chunk[row, 0, 0]), math.exp(float(decision.log_prob[row].sum()))
+    name = stretch.ACTIONS[index][0] if spec.action_convention == STRETCH else f"action {index}"
+    return f"{name}  {'|' * round(BAR * chance)} {100 * chance:.0f} %  value {float(decision.value[row]):.2f}"
+
+
 def _position(obs: Observation) -> np.ndarray:
     return np.array(obs.privileged["agent"][:3], dtype=np.float64)
 
 
 def _mark_of(spec: EnvSpec) -> int:
-    from envs.stretch import action_index
-
-    return action_index(MARKS) if spec.action_convention == "spoc_stretch_20" else -1
+    return stretch.action_index(MARKS) if spec.action_convention == STRETCH else -1

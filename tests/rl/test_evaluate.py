@@ -141,6 +141,20 @@ def test_videos_show_a_camera_that_the_policy_does_not_see(trained: Path, tmp_pa
     assert frames[0].shape == (192, 2 * (64 + 4 + 96), 3)  # 48 and 96 rows, enlarged to 192
 
 
+def test_videos_of_discrete_actions_say_what_was_decided(
+    drunkard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[list[str]] = []
+    monkeypatch.setattr("rl.evaluate.write_video", lambda path, frames, *, captions, **_: said.append(captions))
+    run(drunkard, tmp_path, toy(**WALK), episodes=1, videos=1)
+    (captions,) = said
+    (row,) = records(tmp_path)
+    assert len(captions) == row["length"] + 1
+    assert captions[-1] == ("success" if row["success"] else "failure")
+    moves = toy_spec(**WALK).num_actions
+    assert all(f"{100 / moves:.0f} %" in caption for caption in captions[:-1])
+
+
 def test_a_camera_that_is_not_there_is_refused_before_the_first_episode(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(EnvError, match="'nose'"):
         run(trained, tmp_path, replace(toy(**EASY), video={"nose": (64, 64)}), videos=1)

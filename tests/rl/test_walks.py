@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from envs import stretch
 from envs.types import EnvSpec, Observation
+from pretrained.types import Decision
 from rl.navigation import episode_metrics
 from rl.types import EpisodeRecord
-from rl.walks import Walk, walks_in, write_tables
+from rl.walks import Walk, caption, walks_in, write_tables
 
 ROOMS = {"room|0": [[0, 0], [4, 0], [4, 4], [0, 4]], "room|1": [[4, 0], [8, 0], [8, 4], [4, 4]]}
 
@@ -60,3 +62,13 @@ def test_marks_of_room_visit_are_counted() -> None:
 def test_other_robots_do_not_walk() -> None:
     assert walks_in(spec())
     assert not walks_in(stretch.spec())
+
+
+def test_captions_name_the_action_and_its_chance() -> None:
+    chunk = torch.tensor([[[4]], [[1]]])
+    log_prob = torch.tensor([[0.0], [0.25]]).log()
+    active = torch.ones(2, 1, dtype=torch.bool)
+    decision = Decision(chunk, chunk[:, None].float(), log_prob, active, torch.tensor([0.0, 3.456]))
+    assert caption(spec(), decision, 1) == "rotate_right  ||||| 25 %  value 3.46"
+    assert caption(spec(), decision, 0) == "done   0 %  value 0.00"
+    assert caption(replace(spec(), action_convention="other"), decision, 1).startswith("action 1  |||||")
