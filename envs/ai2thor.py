@@ -207,7 +207,7 @@ class Ai2thor:
         assert start is not None
         route = plan(chore, self.place, link)
         if self.house[0] == "train" and self.materials > 0:
-            link.step("RandomizeMaterials" if rng.random() < self.materials else "ResetMaterials")
+            link.step("RandomizeMaterials" if rng.random() < self.materials else "ResetMaterials", renderImage=False)
         self.robot.begin(start, rng if self.shake else None)
         if self.robot.error:
             raise EnvError(f"ai2thor: the robot cannot start at {start}: {self.robot.error}; choose another start")
@@ -223,8 +223,9 @@ class Ai2thor:
         metadata["agent"] = {**metadata.get("agent", {}), "horizon": 0}
         self.house = ("", -1)
         event = link.load({**house, "metadata": metadata})
+        link.step("SetObjectFilter", objectIds=[], renderImage=False)  # the rest would list every object in each answer
         if stretch.MANIPULATION not in self.sizes:
-            link.step("DisableSecondaryCamera")
+            link.step("DisableSecondaryCamera", renderImage=False)
         rooms = rooms_of(house)
         kinds = {str(r["id"]): str(r["roomType"]) for r in house["rooms"]}
         things = read_things(event.metadata["objects"], rooms)

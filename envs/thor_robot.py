@@ -62,16 +62,16 @@ class Stretch:
     def begin(self, pose: Sequence[float], rng: Optional[np.random.Generator]) -> None:
         """Set up cameras, gripper and pose (x, y, z, yaw) for an episode; `rng` shakes the cameras a little."""
         link = self.link
+        unseen = {"renderImage": False}  # nobody looks before the last of these
         for secondary, pitch in PITCHES.items():
             shaken = 0.0 if rng is None else float(rng.uniform(-JITTER_PITCH, JITTER_PITCH))
-            link.step("RotateCameraMount", degrees=pitch + shaken, secondary=secondary)
+            link.step("RotateCameraMount", degrees=pitch + shaken, secondary=secondary, **unseen)
         for camera in ("FirstPersonCharacter", "SecondaryCamera"):
             shaken = 0.0 if rng is None else float(rng.uniform(-JITTER_FOV, JITTER_FOV))
-            link.step("ChangeFOV", fieldOfView=FOV + shaken, camera=camera)
-        link.step("SetGripperOpenness", openness=30)
-        link.step("ToggleMagnetVisibility", visible=False)
-        link.step("SetObjectFilter", objectIds=[])
-        link.step("AdvancePhysicsStep", simSeconds=SETTLE_S)
+            link.step("ChangeFOV", fieldOfView=FOV + shaken, camera=camera, **unseen)
+        link.step("SetGripperOpenness", openness=30, **unseen)
+        link.step("ToggleMagnetVisibility", visible=False, **unseen)
+        link.step("AdvancePhysicsStep", simSeconds=SETTLE_S, **unseen)
         x, y, z, yaw = (float(v) for v in pose)
         event = link.step("Teleport", position={"x": x, "y": y, "z": z}, rotation={"x": 0, "y": yaw, "z": 0})
         self.error = "" if event.metadata["lastActionSuccess"] else str(event.metadata["errorMessage"])
