@@ -1,12 +1,17 @@
 """What doctor says of a machine that is to run a Unity build."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from envs import thor_doctor
 from envs.thor_doctor import builds, examine, vulkan, x_display
+from tests.thor_house import PARTS, ROOT, house_file, thor_is_here
+
+__all__ = ["house_file", "thor_is_here"]
 
 COMMIT = "a" * 40
 
@@ -69,3 +74,20 @@ def test_only_what_is_needed_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "ai2thor: Unity build" in bad(backend="unity", executable="no/such/thor")
     monkeypatch.setattr(thor_doctor, "vulkan", lambda: ("Fine GPU", True))
     assert bad(backend="unity", platform="CloudRendering") == set()
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("thor_is_here")
+def test_the_command_tells_all_of_it_and_tries_the_simulator(house_file: Path) -> None:
+    sim = {"houses": house_file, "mini_arguments": f'"{PARTS}"', "targets": "[Mug,Bed]", "max_steps": 30}
+    cameras = "{raw_navigation_camera:[64,112],raw_manipulation_camera:null}"
+    words = [f"env.sim.{k}={v}" for k, v in sim.items()] + [f"env.sim.cameras={cameras}"]
+    command = [sys.executable, "launch.py", "doctor", "env=ai2thor", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    verdicts = {line[2:].split("  ")[0]: line.split() for line in done.stdout.splitlines() if line.startswith("  ")}
+    asked = {"X display", "Vulkan", "GPU", "Unity build", "Unity platforms"}
+    assert asked <= {name.removeprefix("ai2thor: ") for name in verdicts}, done.stdout + done.stderr[-2000:]
+    assert "ai2thor/stretch: started in" in done.stdout
+    assert "law: kill -9 loses one episode" in verdicts
+    assert not any("BAD" in row for name, row in verdicts.items() if name.startswith(("ai2thor", "law")))
+    assert done.returncode == ("BAD" in done.stdout), done.stdout
