@@ -171,6 +171,10 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             renewed=renewed,
         )
 
+    def seen(self, i: int) -> Observation:
+        """The last observation of row i: views, valid until the next request to it."""
+        return self._observation(self._rows[i])
+
     def pids(self) -> list[int]:
         """Process ids of the children, -1 where one is down."""
         return [row.child.pid for row in self._rows]

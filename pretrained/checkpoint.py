@@ -86,13 +86,36 @@ def save(
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir()
+    try:
+        _fill(new, policy, node=node, env=env, metrics=metrics, config=config, parent=parent, learner=learner)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # a full disk must not stay full of what is of no use
+        raise
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(
+    folder: Path,
+    policy: Policy,
+    *,
+    node: Mapping[str, Any],
+    env: EnvSpec,
+    metrics: Mapping[str, Any] | None,
+    config: Mapping[str, Any] | None,
+    parent: str,
+    learner: Mapping[str, Any] | None,
+) -> None:
     module: Any = policy
-    save_tensors(new / "policy.safetensors", module.state_dict())
+    save_tensors(folder / "policy.safetensors", module.state_dict())
     if learner is not None:
         tensors: dict[str, Tensor] = {}
         tree = flatten(learner, "learner", tensors)
-        save_tensors(new / "learner.safetensors", tensors)
-        _write(new / "learner.json", json.dumps(tree))
+        save_tensors(folder / "learner.safetensors", tensors)
+        _write(folder / "learner.json", json.dumps(tree))
     card = {
         "format": FORMAT,
         "node": dict(node),
@@ -104,15 +127,10 @@ def save(
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "normalizers": _normalizers(module),
     }
-    _write(new / "card.json", _dumps(card, "card.json"))
-    _write(new / "config.yaml", yaml.safe_dump(json.loads(_dumps(dict(config or {}), "config")), sort_keys=False))
-    _write_manifest(new)
-    sync(new)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _write(folder / "card.json", _dumps(card, "card.json"))
+    _write(folder / "config.yaml", yaml.safe_dump(json.loads(_dumps(dict(config or {}), "config")), sort_keys=False))
+    _write_manifest(folder)
+    sync(folder)
 
 
 def load_policy(
@@ -163,10 +181,10 @@ def read_card(folder: Path | str) -> Card:
         raise ValueError(f"{folder}/card.json lacks an entry or has a strange one ({e}); use another checkpoint") from e
 
 
-def newest(run_dir: Path | str) -> Path | None:
-    """The valid `step_*` folder with the largest number, or None."""
+def newest(run_dir: Path | str, *, content: bool = False) -> Path | None:
+    """The valid `step_*` folder with the largest number, or None; with `content`, checksums are compared, too."""
     for folder in reversed(steps(run_dir)):
-        if valid(folder):
+        if valid(folder, content=content):
             return folder
         log.warning("%s has no valid manifest; skipped", folder)
     return None
@@ -194,10 +212,10 @@ def find(path: Path | str) -> Path:
     )
 
 
-def valid(folder: Path | str) -> bool:
-    """Whether the manifest is there and all files have the size it says. `verify` also compares their content."""
+def valid(folder: Path | str, *, content: bool = False) -> bool:
+    """Whether the manifest is there and all files have the size it says; with `content`, and the checksum."""
     try:
-        verify(Path(folder), content=False)
+        verify(Path(folder), content=content)
     except ValueError:
         return False
     return True

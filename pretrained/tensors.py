@@ -1,6 +1,8 @@
 """Trees of tensors and plain values on disk, as safetensors and JSON: nothing that could run code when loaded."""
 
+import errno
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,11 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, and wait until they are on disk."""
     # Cloned, because the format refuses tensors that share memory (tied weights).
-    save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}, path)
+    try:
+        save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as e:
+        number = errno.ENOSPC if shutil.disk_usage(path.parent).free < 2**20 else errno.EIO
+        raise OSError(number, f"could not write tensors ({e})", str(path)) from e
     sync(path)
 
 

@@ -8,6 +8,7 @@ the others' simulators go on. With `lockstep` every batch holds all rows, which 
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,15 +54,21 @@ class History:
         )
 
 
-class _Episode:
+@dataclass
+class Episode:
     """What is counted of the running episode of one row."""
 
-    def __init__(self, task: str, seed: int) -> None:
-        self.task, self.seed = task, seed
-        self.length, self.reward, self.first = 0, 0.0, 0  # `first`: its first decision in this segment
+    task: str
+    seed: int
+    name: str = ""  # each episode of a run has its own
+    length: int = 0
+    reward: float = 0.0
+    first: int = 0  # its first decision in this segment
 
     def record(self, env: str, version: int, *, success: bool, cause: str = "") -> EpisodeRecord:
-        return EpisodeRecord(env, self.task, self.seed, success, self.length, self.reward, not cause, cause, version)
+        return EpisodeRecord(
+            env, self.task, self.seed, success, self.length, self.reward, not cause, cause, version, self.name
+        )
 
 
 class Collector:
@@ -79,7 +86,9 @@ class Collector:
         proposal: Proposal | None = None,
         lockstep: bool = False,
         min_ready: int | None = None,
+        begin: bool = True,
     ) -> None:
+        """`begin=False` asks nothing of the simulators yet: `rl.border.go_back` does."""
         if unknown := sorted(needs - set(NEEDS)):
             raise ValueError(f"a reward needs {unknown}, which no segment has; expected some of {list(NEEDS)}")
         self.vector, self.policy, self.decisions, self.gamma = vector, policy, decisions, gamma
@@ -96,11 +105,15 @@ class Collector:
         self.before: list[Kept] = [{} for _ in range(n)]  # what rewards need of the last observation
         self.started = [0] * n  # episodes of each row
         self.told = 0  # of those, how many earlier segments have reported
-        self.episodes = [self._next_episode(i) for i in range(n)]
+        self.segments = 0  # collected
+        self.acted: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks executed in the running episode
+        self.sent: list[np.ndarray] = [np.zeros((0, 0))] * n  # the chunk under way
+        self.late: list[tuple[int, int, EpisodeRecord]] = []  # lost between segments, for the next one to report
+        self.episodes = [self._next_episode(i) for i in range(n)] if begin else []
         self.ready = [False] * n  # has an observation to decide on
         self.fresh = [True] * n  # that observation is the first of its episode
-        for i in range(n):
-            self._reset(i)
+        for i in range(n if begin else 0):
+            self.begin(i)
 
     @torch.no_grad()
     def collect(self, version: int) -> Segment:
@@ -111,6 +124,7 @@ class Collector:
         if renew is not None:
             self.memory = renew(self.memory)
         fill = _Buffers(n, t_end)
+        fill.episodes, self.late = self.late, []
         fill.memory = {k: v.clone() for k, v in self.memory.items()}
         for episode in self.episodes:
             episode.first = 0
@@ -133,11 +147,23 @@ class Collector:
         begun = sum(self.started)
         stats |= {"started": begun - self.told, "carried": n if self.told else 0, "in_flight": n}
         self.told = begun
-        return fill.segment(version, stats)
+        self.segments += 1
+        return fill.segment(version, stats, f"{self.seed}:{self.segments}")
+
+    def begin(self, i: int) -> None:
+        """Ask row i for the first observation of its present episode."""
+        self.ready[i], self.acted[i] = False, []
+        self.vector.send_reset(i, self.episodes[i].task, self.episodes[i].seed)
+
+    def lose(self, i: int, cause: str) -> None:
+        """End the episode of row i between two segments, as one that its simulator lost."""
+        record = self.episodes[i].record(self.vector.env_spec.env_id, -1, success=False, cause=cause)
+        self.late.append((0, i, record))
+        self.episodes[i], self.fresh[i] = self._next_episode(i), True
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _next_episode(self, i: int) -> _Episode:
+    def _next_episode(self, i: int) -> Episode:
         """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns.
 
         Seeds come in blocks within which episodes share what is slow to build."""
@@ -145,12 +171,8 @@ class Collector:
         self.started[i] += 1
         draw = int(np.random.SeedSequence([self.seed, i, k // block]).generate_state(1)[0])
         first = TRAINING_SEEDS + draw % 2_000_000_000
-        return _Episode(tasks[(i + k) % len(tasks)], first + -first % block + k % block)
-
-    def _reset(self, i: int) -> None:
-        self.ready[i] = False
-        episode = self.episodes[i]
-        self.vector.send_reset(i, episode.task, episode.seed)
+        seed = first + -first % block + k % block
+        return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}")
 
     def _decide(self, rows: list[int], t: list[int], fill: "_Buffers") -> None:
         before = time.perf_counter()
@@ -170,7 +192,8 @@ class Collector:
         fill.policy_s += time.perf_counter() - before
         for row, i in enumerate(rows):
             self.ready[i], self.fresh[i] = False, False
-            self.vector.send_step(i, chunk[row, : self.policy.spec.execute])
+            self.sent[i] = chunk[row, : self.policy.spec.execute]
+            self.vector.send_step(i, self.sent[i])
 
     def _attach_hints(self, rows: list[int], obs: ObsBatch) -> None:
         if self.proposal is None:
@@ -212,6 +235,7 @@ class Collector:
             return
         self.history.push(i, arrival.obs, first=arrival.renewed)
         self.fresh[i] = arrival.renewed  # another task: neither history nor memory of the one before
+        self.acted[i].append(self.sent[i][: arrival.executed].copy())
         episode.length += arrival.executed
         episode.reward += float(arrival.rewards.sum())
         after = self._kept(arrival.obs)
@@ -231,7 +255,7 @@ class Collector:
     def _start_next(self, i: int, t: list[int]) -> None:
         self.episodes[i] = self._next_episode(i)
         self.episodes[i].first = t[i]
-        self._reset(i)
+        self.begin(i)
 
     def _kept(self, obs: Observation) -> Kept:
         """Copies of what the rewards need, and of nothing else."""
@@ -335,7 +359,7 @@ class _Buffers:
         self.duration[i, t] = 1
         self._keep(i, t, before, before)  # so that the segment has these arrays even if all rows are lost
 
-    def segment(self, version: int, stats: dict[str, float]) -> Segment:
+    def segment(self, version: int, stats: dict[str, float], name: str) -> Segment:
         stats["env_steps"] = float(self.duration[self.valid].sum())
         return Segment(
             features=self.features,
@@ -355,5 +379,6 @@ class _Buffers:
             frames=self.kept["frames"],
             episodes=[record for _, _, record in sorted(self.episodes, key=lambda e: e[:2])],
             stats=stats,
+            names=[name],
             **self.stored,
         )

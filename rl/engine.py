@@ -3,140 +3,36 @@
     Temper(Algorithm).training_step:   weights ─► Runner.sample (one call, own deadline) ─► references to segments
                                        ─► LearnerGroup.update ─► new weights
 
-Nothing else in this code base knows RLlib. What it does not do by itself, and is done here: replace a rollout worker
-that hangs, carry the policy version in every segment, stop after rounds without data, rebuild a dead learner.
+Nothing else in this code base knows RLlib, but its actors in `rl.shells`. What it does not do by itself, and is done
+here: replace a rollout worker or a learner that hangs, carry the policy version in every segment, stop after rounds
+without data, rebuild a dead learner.
 """
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.env.env_runner import EnvRunner
-from ray.rllib.utils.checkpoints import Checkpointable
 from ray.util.metrics import Gauge
 
 from pretrained.checkpoint import load_policy
-from pretrained.types import Policy
-from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
-from rl.learner import Learner
+from rl.border import Border
+from rl.finetune import FinetuneRun, Iteration, Start, make_algo, needs_of
 from rl.ledger import Flights
-from rl.plain import start_ray
-from rl.rollout import RolloutWorker, Weights, get_weights, put_weights, to_numpy, to_torch
-from rl.types import Segment, join
+from rl.plain import collected, start_ray
+from rl.rollout import Weights, get_weights, put_weights
+from rl.shells import SPACE, Held, PolicyModule, Runner, ShellLearner
+from rl.throughput import segment_metrics
 
 EMPTY_ROUNDS = 3  # rounds without any data before giving up
-_SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib wants spaces; our data never meets its connectors
-
-
-class PolicyModule(TorchRLModule):
-    """One of our policies, as RLlib wants to see a module."""
-
-    def setup(self) -> None:
-        """Load the policy named in the module configuration."""
-        self.policy: Policy = load_policy(self.model_config["checkpoint"], overrides=self.model_config["overrides"])
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """NumPy weights; RLlib's own version cannot express bfloat16."""
-        return get_weights(self.policy)
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Inverse of get_state."""
-        put_weights(self.policy, state)
-
-
-class ShellLearner(TorchLearner):
-    """RLlib's learner actor with our learner inside; process groups come from RLlib, gradients are averaged by us."""
-
-    inner: Learner
-
-    def build(self) -> None:
-        """Build the module through RLlib and the learner around its policy."""
-        super().build()
-        settings = self.config.env_config
-        module = self.module["default_policy"]
-        self.inner = make_learner(settings["run"], settings["start"], module.policy)
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """The inner learner owns the optimizer."""
-
-    def compute_loss_for_module(self, **kwargs: Any) -> Any:
-        """Part of RLlib's protocol; `update` never comes here."""
-        raise NotImplementedError
-
-    def _make_modules_ddp_if_necessary(self) -> None:
-        """The inner learner averages gradients itself, so that no wrapper stands between it and the policy."""
-
-    def update(self, training_data: Any = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """One iteration on the segments of this learner's shard."""
-        training_data.solve_refs()
-        parts = training_data.batches or [training_data.batch]
-        version, settings = self.inner.iteration, self.config.env_config["run"]
-        stale = [p.version for p in parts if not version - settings.max_lag <= p.version <= version]
-        if stale:
-            raise RuntimeError(f"segments of policy version {stale} reached a learner at version {version}")
-        metrics = self.inner.update(join([to_torch(p) for p in parts]))
-        return {"metrics": metrics, "weights": get_weights(self.inner.policy), "version": self.inner.iteration}
-
-    def inner_state(self) -> dict[str, Any]:
-        """Optimizer, generator and counters."""
-        return self.inner.state()
-
-
-class Runner(EnvRunner, Checkpointable):
-    """RLlib's rollout actor with our rollout worker inside."""
-
-    def __init__(self, *, config: AlgorithmConfig, **kwargs: Any) -> None:
-        super().__init__(config=config, **kwargs)
-        again = ray.get_runtime_context().was_current_actor_reconstructed
-        incarnation = 1 + int(time.time()) % 999 if again else 0
-        self.worker = RolloutWorker(config.env_config["plan"], max(0, self.worker_index - 1), incarnation)
-
-    def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:  # type: ignore[override]
-        """(a small report for the driver, the segment for the learner); called with two returns."""
-        self.worker.set_weights(weights, version)
-        segment = to_numpy(self.worker.sample())
-        report = {"stats": segment.stats, "episodes": segment.episodes, "reward": float(segment.env_reward.sum())}
-        return report, segment
-
-    def assert_healthy(self) -> None:
-        """Part of RLlib's protocol."""
-        assert self.worker.vector is not None
-
-    def get_spaces(self) -> dict[str, Any]:
-        """Stand-ins; see _SPACE."""
-        return {name: (_SPACE, _SPACE) for name in ("__env__", "__env_single__", "default_policy")}
-
-    def get_metrics(self) -> dict[str, Any]:
-        """Metrics travel with the report of `sample`."""
-        return {}
-
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Weights arrive with every `sample`; there is nothing else to keep."""
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See get_state."""
-
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Part of RLlib's protocol."""
-        return (), {"config": self.config}
-
-    def get_checkpointable_components(self) -> list[Any]:
-        """Checkpoints are our own."""
-        return []
-
-    def stop(self) -> None:
-        """Stop the simulators."""
-        self.worker.stop()
 
 
 class Temper(Algorithm):
@@ -149,6 +45,8 @@ class Temper(Algorithm):
     current: Weights | None = None  # the learner's weights after the last update
     version = 0
     backup: dict[str, Any] | None = None  # learner state to rebuild from, if the learner lives elsewhere
+    broken = 0  # learners, in a row
+    learned: list[str]  # names of the segments of the last update
     ahead: "_Pending | None" = None  # with max_lag: what is being collected while the learner learns
 
     def training_step(self) -> None:
@@ -156,21 +54,25 @@ class Temper(Algorithm):
         run: FinetuneRun = self.config.env_config["run"]
         if self.current is None:
             self.flights = Flights()
-            start: Start = self.config.env_config["start"]
+            start: Start = self.config.env_config["start"].get()
             self.version = int((start.learner or {}).get("iteration", 0))
             self.current = get_weights(load_policy(start.checkpoint, overrides=dict(start.overrides)))
+            for i, border in enumerate(start.borders):
+                if border is not None:
+                    self.flights.carry(i + 1, len(border["episodes"]))
         reports, segments, events = self._gather(run, self.ahead or self._ask(run))
         self.ahead = self._ask(run) if run.max_lag else None
         self.empty = 0 if segments else self.empty + 1
         self.cause = events[-1]["cause"] if events else self.cause
         if self.empty >= EMPTY_ROUNDS:
             raise RuntimeError(f"no rollout worker delivered for {EMPTY_ROUNDS} rounds; last cause: {self.cause}")
-        metrics = {}
+        metrics, self.learned = {}, []
         if segments:
             metrics = segment_metrics([_Stats(r) for r in reports])
             metrics |= self._learn(run, segments, events, steps=int(metrics["rollout/env_steps"]))
         started = sum(int(r["stats"]["started"]) for r in reports)
-        self.last = Iteration(metrics, [e for r in reports for e in r["episodes"]], events, started)
+        self.last = Iteration(metrics, [e for r in reports for e in r["episodes"]], events, started, self.learned)
+        self.last.busy_s, self.last.lost = self._seconds(run, reports, events, metrics.get("time/learn_s", 0.0))
         self.metrics.log_dict({k.replace("/", "_"): v for k, v in metrics.items()}, window=1)
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
@@ -201,7 +103,7 @@ class Temper(Algorithm):
         reports, segments, events = [], [], []
         for i, (report, segment) in asked.references.items():
             try:
-                reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())))
+                reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())) | {"worker": i})
                 segments.append(segment)
                 events += self.flights.landed(i, reports[-1]["stats"])
             except RayError as e:
@@ -216,27 +118,60 @@ class Temper(Algorithm):
         self, run: FinetuneRun, segments: list[Any], events: list[dict[str, Any]], *, steps: int
     ) -> dict[str, float]:
         """One update. A learner that dies costs the round: its `steps` were taken for nothing."""
+        if len(segments) < run.num_learners:  # each of them needs something to learn from
+            events.append({"kind": "skipped", "cause": "fewer segments than learners", "unlearned_steps": steps})
+            return {}
         try:
-            results = self.learner_group.update(batch_refs=segments, timesteps={})
-            if len(results) < run.num_learners:
-                raise RayError(f"{run.num_learners - len(results)} of {run.num_learners} learners did not answer")
-            backup = self.backup
-            if self.learner_group.is_remote:
-                backup = _first(self.learner_group.foreach_learner(lambda learner: learner.inner_state()))
+            results = self._update(run, segments)
+        except ObjectLostError as e:  # a node took its segments along
+            events.append({"kind": "skipped", "cause": type(e).__name__, "unlearned_steps": steps})
+            return {}
         except RayError as e:
-            if not self.learner_group.is_remote:
+            self.broken += 1
+            if not self.learner_group.is_remote or self.broken >= EMPTY_ROUNDS:
                 raise
             cause = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1][:300]}"
             events.append({"kind": "learner_restart", "cause": cause, "unlearned_steps": steps})
             self._rebuild_learners()
             return {}
-        self.backup = backup
+        self.broken, self.backup = 0, results[0]["state"]
         self.current, self.version = results[0]["weights"], results[0]["version"]
+        self.learned = [name for r in results for name in r["learned"]]
         keys = results[0]["metrics"]
         return {k: float(np.mean([r["metrics"][k] for r in results if k in r["metrics"]])) for k in keys}
 
+    def _update(self, run: FinetuneRun, segments: list[Any]) -> list[dict[str, Any]]:
+        """The learners' answers. RLlib's own call would wait for ever for one that hangs."""
+        group = self.learner_group
+        if not group.is_remote:
+            return group.update(batch_refs=segments, timesteps={})
+        actors = list(group._worker_manager.actors().values())
+        if len(actors) < run.num_learners:
+            raise RayError(f"{run.num_learners - len(actors)} of {run.num_learners} learners are gone")
+        shards = TrainingData(batch_refs=segments).shard(num_shards=len(actors))
+        asked = [
+            actor.update.remote(training_data=shard, timesteps={}, keep=not i, **kwargs)
+            for i, (actor, (shard, kwargs)) in enumerate(zip(actors, shards, strict=True))
+        ]
+        return ray.get(asked, timeout=run.learn_timeout_s)
+
+    def _seconds(
+        self, run: FinetuneRun, reports: list[dict[str, Any]], events: list[dict[str, Any]], learn_s: float
+    ) -> tuple[dict[str, float], set[str]]:
+        """What each device worked in this round, and which were gone."""
+        delivered = {r["worker"]: float(r["stats"]["collect_s"]) for r in reports}
+        workers = self.env_runner_group._worker_manager.actors()
+        busy = {f"worker {i}": delivered.get(i, 0.0) for i in workers}
+        learners = [f"learner {i}" for i in range(run.num_learners)] or ["driver"]
+        lost = {f"worker {i}" for i in workers if i not in delivered}
+        if any(e["kind"] == "learner_restart" for e in events):
+            lost |= set(learners)
+        return busy | dict.fromkeys(learners, learn_s), lost
+
     def _rebuild_learners(self) -> None:
         """New learner actors with the last weights and optimizer; the round that died is lost."""
+        for actor in self.learner_group._worker_manager.actors().values():
+            ray.kill(actor)  # one that hangs would not leave when asked
         self.learner_group.shutdown()
         self.learner_group = self.config.build_learner_group(
             rl_module_spec=self.config.get_multi_rl_module_spec(spaces=self.env_runner_group.get_spaces())
@@ -256,7 +191,7 @@ class RllibEngine:
 
     def __init__(self, run: FinetuneRun, start: Start) -> None:
         start_ray(run)
-        start = Start(start.checkpoint.resolve(), start.overrides, start.learner, start.loop)
+        start = replace(start, checkpoint=start.checkpoint.resolve())
         seed = run.seed + int((start.learner or {}).get("iteration", 0))
         plan = run.plan(str(start.checkpoint), needs_of(run), make_algo(run).gamma, seed)
         self.algorithm: Temper = _config(run, start, plan).build_algo()  # type: ignore[assignment]
@@ -278,6 +213,16 @@ class RllibEngine:
         group = self.algorithm.learner_group
         # Remote learners may be gone by now; what they were after the last update is here.
         return self.algorithm.backup or _first(group.foreach_learner(lambda learner: learner.inner_state()))
+
+    def borders(self) -> list[Border | None]:
+        """None of workers that are ahead, starting, or do not answer."""
+        run: FinetuneRun = self.algorithm.config.env_config["run"]  # type: ignore[union-attr]
+        if run.max_lag:
+            return []
+        manager = self.algorithm.env_runner_group._worker_manager  # type: ignore[union-attr]
+        healthy, actors = manager.healthy_actor_ids(), manager.actors()
+        asked = [actors[i].border.remote() if i in healthy else None for i in sorted(actors)]
+        return collected(asked, run.sample_timeout_s)
 
     def stop(self) -> None:
         """Stop actors without waiting for one that hangs."""
@@ -310,8 +255,8 @@ class _Config(AlgorithmConfig):
 def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
     module = RLModuleSpec(
         module_class=PolicyModule,
-        observation_space=_SPACE,
-        action_space=_SPACE,
+        observation_space=SPACE,
+        action_space=SPACE,
         model_config={"checkpoint": str(start.checkpoint), "overrides": dict(start.overrides)},
     )
     config = (
@@ -320,9 +265,9 @@ def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
         .framework("torch")
         .environment(
             env=None,
-            observation_space=_SPACE,
-            action_space=_SPACE,
-            env_config={"run": run, "start": start, "plan": plan},
+            observation_space=SPACE,
+            action_space=SPACE,
+            env_config={"run": run, "start": Held(start), "plan": plan},
         )
         .env_runners(
             env_runner_cls=Runner,

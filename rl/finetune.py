@@ -3,9 +3,11 @@
     engine.iterate():  rollout workers ─► segments ─► learner ─► weights ─► rollout workers
 
 The loop logs, keeps the ledger, evaluates, saves, and stops at the first limit it reaches. Run again with the same
-command, it continues from the newest valid checkpoint. The engine decides in which processes the work is done.
+command, it continues from the newest valid checkpoint, with the very episodes that were under way there. The engine
+decides in which processes the work is done.
 """
 
+import errno
 import os
 import time
 from collections import deque
@@ -21,13 +23,15 @@ from envs.types import EnvConfig
 from pretrained.checkpoint import find, load_learner, load_policy, merge, newest, read_card, save
 from pretrained.progress import Bar
 from pretrained.types import Metrics, Policy
+from rl.border import Border, fits
 from rl.compute import Compute
 from rl.learner import Learner
-from rl.ledger import Ledger, read
+from rl.ledger import Ledger, alone, read
 from rl.log import RunLog
 from rl.ppo import Ppo
 from rl.rollout import RolloutPlan, Weights, put_weights
 from rl.stats import wilson
+from rl.throughput import bottleneck
 from rl.types import EpisodeRecord
 
 WINDOW = 100  # episodes in the running success rate
@@ -64,6 +68,7 @@ class FinetuneRun:
     lockstep: bool = False
     max_lag: int = 0  # 1: workers collect with the last weights while the learner makes the next ones
     sample_timeout_s: float = 600.0  # a worker that takes longer is replaced
+    learn_timeout_s: float = 240.0  # learners that take longer are rebuilt; where they are processes of their own
     ray_address: str = ""  # "" starts Ray here
     dashboard: bool = False  # show the Ray dashboard of a local Ray
     logger: Mapping[str, Any] = field(default_factory=dict)
@@ -107,6 +112,9 @@ class Iteration:
     episodes: list[EpisodeRecord]
     events: list[dict[str, Any]] = field(default_factory=list)  # restarts of workers or learners, for the ledger
     started: int = 0  # episodes begun
+    learned: list[str] = field(default_factory=list)  # names of the segments that the learner has learned from
+    busy_s: dict[str, float] = field(default_factory=dict)  # of every device that was there: what it worked
+    lost: set[str] = field(default_factory=set)  # devices that were gone or starting again
 
 
 class Engine(Protocol):
@@ -117,6 +125,10 @@ class Engine(Protocol):
     def weights(self) -> Weights: ...
 
     def learner_state(self) -> dict[str, Any]: ...
+
+    def borders(self) -> list[Border | None]:
+        """Where each rollout worker stands, None for one that cannot tell."""
+        ...
 
     def stop(self) -> None: ...
 
@@ -129,6 +141,11 @@ class Start:
     overrides: Mapping[str, Any]
     learner: dict[str, Any] | None
     loop: dict[str, Any]
+    borders: list[Border | None] = field(default_factory=list)  # of the rollout workers
+
+    def border(self, worker: int) -> Border | None:
+        """Where this worker goes on."""
+        return self.borders[worker] if worker < len(self.borders) else None
 
 
 def finetune(run: FinetuneRun) -> Path:
@@ -136,23 +153,43 @@ def finetune(run: FinetuneRun) -> Path:
     torch.set_num_threads(run.threads)
     out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
-    start = _start(run, out)
-    run = replace(run, policy_overrides=start.overrides)
-    with Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
-        if start.loop:
-            told = [int(r["env_steps"]) for r in read(ledger.path) if "env_steps" in r]
-            ledger.write(
-                "resumed",
-                iteration=start.loop["iteration"],
-                env_steps=start.loop["env_steps"],
-                checkpoint=start.checkpoint.name,
-                unlearned_steps=max(0, told[-1] - int(start.loop["env_steps"])) if told else 0,  # after the checkpoint
-            )
-        engine = _engine(run, start)
-        try:
-            return _Loop(run, out, start, engine, ledger, log).run_to_the_end()
-        finally:
-            engine.stop()
+    try:
+        with alone(out), Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
+            start = _start(run, out)
+            run = replace(run, policy_overrides=start.overrides)
+            _begin(ledger, start)
+            began = time.monotonic()
+            engine = _engine(run, start)
+            try:
+                return _Loop(run, out, start, engine, ledger, log, began).run_to_the_end()
+            finally:
+                engine.stop()
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            e.errno,
+            f"the disk of {out} is full ({e}); free some of it and give the same command again: the run goes on "
+            "from its newest checkpoint",
+        ) from e
+
+
+def _begin(ledger: Ledger, start: Start) -> None:
+    """Tell the ledger that a run begins, or where it goes on."""
+    told = list(read(ledger.path))
+    if not told:
+        ledger.write("began")
+        return
+    steps = [int(r["env_steps"]) for r in told if "env_steps" in r]
+    known = int(start.loop.get("env_steps", 0))
+    ledger.write(
+        "resumed",
+        iteration=int(start.loop.get("iteration", 0)),
+        env_steps=known,
+        checkpoint=start.checkpoint.name if start.loop else "",
+        carried=sum(len(b["episodes"]) for b in start.borders if b is not None),
+        unlearned_steps=max(0, steps[-1] - known) if steps else 0,  # after the checkpoint
+    )
 
 
 def make_learner(run: FinetuneRun, start: Start, policy: Policy | None = None) -> Learner:
@@ -186,13 +223,17 @@ def needs_of(run: FinetuneRun) -> tuple[str, ...]:
 class _Loop:
     """The state of the loop; one method per thing it does."""
 
-    def __init__(self, run: FinetuneRun, out: Path, start: Start, engine: Engine, ledger: Ledger, log: RunLog) -> None:
+    def __init__(
+        self, run: FinetuneRun, out: Path, start: Start, engine: Engine, ledger: Ledger, log: RunLog, began: float
+    ) -> None:
         self.run, self.out, self.start, self.engine, self.ledger, self.log = run, out, start, engine, ledger, log
         self.iteration = int(start.loop.get("iteration", 0))
         self.env_steps = int(start.loop.get("env_steps", 0))
         self.wall_before = float(start.loop.get("wall_s", 0.0))
         self.recent: deque[bool] = deque((bool(x) for x in start.loop.get("recent", [])), maxlen=WINDOW)
         self.started = time.monotonic()
+        self.devices: list[str] = []  # of the last round
+        self.told = began  # until when the seconds are accounted for
         self.last: Path = start.checkpoint
         self.policy = load_policy(start.checkpoint, overrides=dict(start.overrides))
         self.card = read_card(start.checkpoint)
@@ -218,6 +259,7 @@ class _Loop:
                     self._save(metrics)
         if self.last != self.out / f"step_{self.iteration:06d}":
             self._save({})
+        self.ledger.write("ended", **self._seconds(Iteration({}, [], busy_s=dict.fromkeys(self.devices, 0.0))))
         return self.last
 
     def _progress(self) -> tuple[int, int]:
@@ -235,27 +277,41 @@ class _Loop:
         )
 
     def _account(self, iteration: Iteration) -> None:
+        """All of a round in one write: a killed run leaves it whole or not at all."""
         self.env_steps += int(iteration.metrics.get("rollout/env_steps", 0))
+        records: list[dict[str, Any]] = []
         if iteration.started:
-            self.ledger.write("started", iteration=self.iteration, count=iteration.started)
+            records.append({"event": "started", "count": iteration.started})
         for episode in iteration.episodes:
-            self.ledger.write("episode", iteration=self.iteration, **asdict(episode))
+            records.append({"event": "episode", **asdict(episode)})
             if episode.valid:
                 self.recent.append(episode.success)
-        for event in iteration.events:
-            self.ledger.write(
-                event["kind"], iteration=self.iteration, **{k: v for k, v in event.items() if k != "kind"}
-            )
-        steps = {k: v for k, v in iteration.metrics.items() if k.startswith("time/")}
-        slow = bottleneck(iteration.metrics)
-        self.ledger.write(
-            "iteration",
-            iteration=self.iteration,
-            env_steps=self.env_steps,
-            wall_s=self.wall_s,
-            bottleneck=slow,
-            **steps,
+        records += [{"event": e["kind"], **{k: v for k, v in e.items() if k != "kind"}} for e in iteration.events]
+        records.append(
+            {
+                "event": "iteration",
+                "env_steps": self.env_steps,
+                "wall_s": self.wall_s,
+                "learned": iteration.learned,
+                "bottleneck": bottleneck(iteration.metrics),
+                **self._seconds(iteration),
+                **{k: v for k, v in iteration.metrics.items() if k.startswith("time/")},
+            }
         )
+        self.ledger.write_many({**r, "iteration": self.iteration} for r in records)
+
+    def _seconds(self, iteration: Iteration) -> Mapping[str, float]:
+        """What the devices did since the last record. What was collected and not learned from was lost."""
+        now = time.monotonic()
+        span, self.told, self.devices = now - self.told, now, list(iteration.busy_s)
+        busy = sum(iteration.busy_s.values())
+        lost = sum(max(0.0, span - iteration.busy_s[d]) for d in iteration.lost & set(self.devices))
+        total = span * len(self.devices)
+        idle = total - busy - lost
+        if not iteration.learned:
+            busy, lost = 0.0, lost + busy
+        seconds = {"span_s": span, "device_s": total, "busy_s": busy, "idle_s": idle, "lost_s": lost}
+        return {k: round(v, 4) for k, v in seconds.items()} | {"devices": len(self.devices)}
 
     def _metrics(self, iteration: Iteration) -> Metrics:
         valid = [e for e in iteration.episodes if e.valid]
@@ -281,6 +337,7 @@ class _Loop:
             "parent": self.parent,
         }
         self.last = self.out / f"step_{self.iteration:06d}"
+        self.ledger.sync()  # a checkpoint must not know of rounds that the ledger lost
         save(
             self.last,
             self.policy,
@@ -289,20 +346,21 @@ class _Loop:
             metrics=metrics,
             config=dict(self.run.config),
             parent=self.parent,
-            learner={"learner": self.engine.learner_state(), "loop": loop},
+            learner={"learner": self.engine.learner_state(), "loop": loop, "borders": self.engine.borders()},
         )
         self.ledger.write("checkpoint", iteration=self.iteration, path=self.last.name)
 
 
 def _start(run: FinetuneRun, out: Path) -> Start:
-    own = newest(out)
+    own = newest(out, content=True)
     if own is None:
         checkpoint = find(Path(run.checkpoint))
         return Start(checkpoint, run.policy_overrides, None, {})
     state = load_learner(own)
     if state is None:
         raise ValueError(f"{own} holds no learner state; remove it, or give the run another name")
-    return Start(own, {}, state["learner"], state["loop"])
+    borders = [b if fits(b, run.envs_per_worker) else None for b in state.get("borders", [])[: run.num_workers]]
+    return Start(own, {}, state["learner"], state["loop"], borders)
 
 
 def _engine(run: FinetuneRun, start: Start) -> Engine:
@@ -319,34 +377,3 @@ def _engine(run: FinetuneRun, start: Start) -> Engine:
 
         return RllibEngine(run, start)
     raise ValueError(f"engine '{run.engine}': expected rllib, ray or local")
-
-
-def segment_metrics(segments: list[Any]) -> Metrics:
-    """Throughput of a round of collection; seconds are summed over workers."""
-    totals: Metrics = {}
-    for s in segments:
-        for k, v in s.stats.items():
-            totals[k] = totals.get(k, 0.0) + v
-    collect = totals.get("collect_s", 0.0)
-    return {
-        "rollout/workers": float(len(segments)),
-        "rollout/env_steps": totals.get("env_steps", 0.0),
-        "rollout/restarts": totals.get("restarts", 0.0),
-        "rollout/env_reward": float(sum(float(s.env_reward.sum()) for s in segments)),
-        "time/collect_s": collect,
-        "time/policy_s": totals.get("policy_s", 0.0),
-        "time/sim_fraction": totals.get("wait_s", 0.0) / collect if collect else 0.0,
-    }
-
-
-def bottleneck(metrics: Metrics) -> str:
-    """What most of a round's time went to: simulators, policy or learner; "" if nothing was collected."""
-    workers = metrics.get("rollout/workers", 0.0)
-    if not workers:
-        return ""
-    spent = {
-        "simulators": metrics["time/sim_fraction"] * metrics["time/collect_s"] / workers,
-        "policy": metrics["time/policy_s"] / workers,
-        "learner": metrics.get("time/learn_s", 0.0),
-    }
-    return max(spent, key=lambda name: spent[name])

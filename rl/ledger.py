@@ -5,6 +5,9 @@ keeps whole for local files. A run that was killed may leave a torn last line; r
 line after it.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
@@ -19,7 +22,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Account:
-    """What a ledger adds up to. Always: started = finished + failed + in_flight."""
+    """What a ledger adds up to: started = finished + failed + in_flight, and device_s = busy_s + idle_s + lost_s."""
 
     started: int
     finished: int
@@ -28,6 +31,11 @@ class Account:
     restarts: Mapping[str, int]  # cause -> count
     env_steps: int  # of the episodes that ended
     unlearned_steps: int = 0  # collected, but what was learned of them is lost
+    busy_s: float = 0.0  # seconds of workers and learners: at work of which something remains
+    idle_s: float = 0.0  # waiting
+    lost_s: float = 0.0  # gone, starting again, or at work of which nothing remains
+    device_s: float = 0.0  # wall-clock times devices
+    abandoned: int = 0  # rounds after the checkpoint that a later run went on from
 
     @property
     def balanced(self) -> bool:
@@ -63,15 +71,38 @@ class Ledger:
             return
         raw = text.encode()
         if os.write(self._file, raw) != len(raw):
-            raise OSError(f"could not append all of a record to {self.path}: is the disk full?")
+            raise OSError(errno.ENOSPC, "only a part of a record could be written", str(self.path))
         if self.fsync:
-            os.fsync(self._file)
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until what was written is on disk."""
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Let no second process continue the same run: both would write its checkpoints. Raises ValueError if one does."""
+    with (out / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.seek(0)
+            pid = file.read().strip() or "?"
+            raise ValueError(
+                f"process {pid} is at work on {out}; wait for its end. If it hangs, `kill -9 {pid}` and give this "
+                "command again"
+            ) from e
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,9 +140,35 @@ class Flights:
             return []
         return [{"kind": "worker_restart", "worker": worker, "cause": "found restarted", "lost": lost}]
 
+    def carry(self, worker: int, count: int) -> None:
+        """Take note of episodes that a resumed run goes on with."""
+        self._counts[worker] = count
+
     def lost(self, worker: int) -> int:
         """How many episodes the loss of this worker ended."""
         return self._counts.pop(worker, 0)
+
+
+def surviving(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """(record, whether what it says still counts), oldest first.
+
+    `resumed` at an `iteration` ends the account of all later rounds before it: the checkpoint knows nothing of them,
+    and they are done again.
+    """
+    kept = [(r, True) for r in records]
+    cuts: list[tuple[int, int]] = []  # (place, iteration) of every `resumed`
+    for place, (r, _) in enumerate(kept):
+        if r.get("event") == "resumed" and "iteration" in r:
+            cuts.append((place, int(r["iteration"])))
+    first = math.inf  # the least iteration that a later record resumes from
+    cuts.reverse()
+    for place in range(len(kept) - 1, -1, -1):
+        while cuts and cuts[0][0] > place:
+            first = min(first, cuts.pop(0)[1])
+        r = kept[place][0]
+        if int(r.get("iteration", -1)) > first:
+            kept[place] = (r, False)
+    return iter(kept)
 
 
 def account(records: Iterable[Mapping[str, Any]]) -> Account:
@@ -119,33 +176,50 @@ def account(records: Iterable[Mapping[str, Any]]) -> Account:
 
     `started` may carry `count`. An `episode` is finished, or failed if it says `valid: false`; its `cause` is then that
     of the simulator's restart. Events named `*_restart` are restarts of workers; the episodes that one ended (`lost`)
-    are failed. A resumed run writes `resumed`: episodes that were in flight when it was killed count as failed. A
-    ledger without any `started` knows of none in flight. Any record may carry `unlearned_steps`.
+    are failed. A resumed run writes `resumed`: of the episodes in flight at its checkpoint it goes on with `carried`,
+    the others count as failed, and so do all that were started after the checkpoint. A ledger without any `started`
+    knows of none in flight. Any record may carry `unlearned_steps`, and seconds: `busy_s`, `idle_s`, `lost_s`,
+    `device_s`.
     """
-    started = finished = failed = steps = unlearned = 0
+    started = finished = failed = steps = unlearned = dropped = 0
+    seconds = dict.fromkeys(("busy_s", "idle_s", "lost_s", "device_s"), 0.0)
     told = False
     restarts: Counter[str] = Counter()
-    for r in records:
+    abandoned: set[tuple[int, int]] = set()  # (life, iteration)
+    life = 0
+    for r, counts in surviving(records):
         event, count = str(r.get("event")), int(r.get("count", 1))
         unlearned += int(r.get("unlearned_steps") or 0)
+        for k in seconds:
+            seconds[k if counts or k == "device_s" else "lost_s"] += float(r.get(k) or 0.0)
         if event == "started":
-            started, told = started + count, True
-        elif event == "episode":
-            steps += int(r.get("length", 0))
-            if r.get("valid", True):
-                finished += 1
+            told = True
+            if counts:
+                started += count
             else:
-                failed += 1
+                dropped += count
+        elif event == "episode":
+            if not r.get("valid", True):
                 restarts[_kind(r)] += 1
+            if counts:
+                steps += int(r.get("length", 0))
+                finished, failed = finished + bool(r.get("valid", True)), failed + (not r.get("valid", True))
         elif event == "resumed":
-            if told:
-                failed = started - finished
-            started = finished + failed  # what happened before the first `started` was not told
+            life += 1
+            if told and counts:
+                failed = max(failed, started - finished - int(r.get("carried", 0)))
+            started = started if told else finished + failed  # what happened before the first `started` was not told
         elif event.endswith("_restart"):
-            failed += int(r.get("lost", 0))
+            failed += int(r.get("lost", 0)) if counts else 0
             restarts[f"{event.removesuffix('_restart')} {_kind(r)}"] += count
-    started = started if told else finished + failed
-    return Account(started, finished, failed, started - finished - failed, dict(restarts), steps, unlearned)
+        elif event == "iteration" and not counts:
+            abandoned.add((life, int(r["iteration"])))
+    started = (started if told else finished + failed) + dropped
+    failed += dropped
+    in_flight = started - finished - failed
+    return Account(
+        started, finished, failed, in_flight, dict(restarts), steps, unlearned, abandoned=len(abandoned), **seconds
+    )
 
 
 def _kind(record: Mapping[str, Any]) -> str:

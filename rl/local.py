@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of, segment_metrics
+from rl.border import Border
+from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.rollout import RolloutWorker, Weights, get_weights
+from rl.throughput import segment_metrics
 from rl.types import join
 
 
@@ -17,7 +19,7 @@ class LocalEngine:
         self.workers: list[RolloutWorker] = []
         try:
             for i in range(run.num_workers):
-                self.workers.append(RolloutWorker(plan, i))
+                self.workers.append(RolloutWorker(plan, i, border=start.border(i)))
         except BaseException:
             self.stop()
             raise
@@ -28,15 +30,20 @@ class LocalEngine:
         for worker in self.workers:
             worker.set_weights(weights, self.learner.iteration)
         segments = [worker.sample() for worker in self.workers]
-        metrics = segment_metrics(segments) | self.learner.update(join(segments))
+        segment = join(segments)
+        metrics = segment_metrics(segments) | self.learner.update(segment)
         started = sum(int(s.stats["started"]) for s in segments)
-        return Iteration(metrics, [e for s in segments for e in s.episodes], started=started)
+        busy = metrics["time/collect_s"] + metrics["time/learn_s"]
+        return Iteration(metrics, segment.episodes, started=started, learned=segment.names, busy_s={"driver": busy})
 
     def weights(self) -> Weights:
         return get_weights(self.learner.policy)
 
     def learner_state(self) -> dict[str, Any]:
         return self.learner.state()
+
+    def borders(self) -> list[Border | None]:
+        return [worker.border() for worker in self.workers]
 
     def stop(self) -> None:
         """Stop the simulators; safe to call twice."""

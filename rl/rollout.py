@@ -17,6 +17,7 @@ from envs.types import EnvConfig
 from envs.vector import SimVector
 from pretrained.checkpoint import load_policy, read_card
 from pretrained.types import Policy
+from rl.border import Border, go_back, keep
 from rl.collect import Collector
 from rl.types import Segment
 
@@ -43,8 +44,9 @@ class RolloutPlan:
 class RolloutWorker:
     """Simulators, a copy of the policy and a collector."""
 
-    def __init__(self, plan: RolloutPlan, index: int = 0, incarnation: int = 0) -> None:
-        """`incarnation` counts replacements of this worker: each draws episodes of its own."""
+    def __init__(self, plan: RolloutPlan, index: int = 0, incarnation: int = 0, border: Border | None = None) -> None:
+        """`incarnation` tells replacements of this worker apart: each draws episodes of its own. With `border` it goes
+        on where another one stopped."""
         if plan.threads:
             torch.set_num_threads(plan.threads)
         self.vector = SimVector([plan.env] * plan.num_envs, max_chunk=read_card(plan.checkpoint).policy.horizon)
@@ -60,7 +62,10 @@ class RolloutWorker:
                 needs=frozenset(plan.needs),
                 proposal=build(plan.proposal) if plan.proposal else None,
                 lockstep=plan.lockstep,
+                begin=border is None,
             )
+            if border is not None:
+                go_back(self.collector, border)
         except BaseException:
             self.vector.close()
             raise
@@ -74,6 +79,10 @@ class RolloutWorker:
     def sample(self) -> Segment:
         """One segment with the present weights."""
         return self.collector.collect(self.version)
+
+    def border(self) -> Border:
+        """Where collection stands, for a resume; between two segments."""
+        return keep(self.collector)
 
     def stop(self) -> None:
         """Stop the simulators; safe to call twice."""

@@ -28,6 +28,7 @@ class EpisodeRecord:
     valid: bool = True  # False: the simulator failed; not a task failure, not learned from
     cause: str = ""  # why it is not valid
     version: int = 0  # of the policy at the last decision
+    name: str = ""  # in a fine-tuning run: seed of its worker, row and number; no two episodes share it
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Segment:
     frames: dict[str, Tensor] = field(default_factory=dict)  # uint8 [N, T, 2, Y, X, 3] likewise
     episodes: list[EpisodeRecord] = field(default_factory=list)  # that ended inside this segment
     stats: dict[str, float] = field(default_factory=dict)  # seconds and counts of the collection
+    names: list[str] = field(default_factory=list)  # of the segments that this one was joined from, each with its own
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,7 +85,7 @@ def join(segments: Sequence[Segment]) -> Segment:
             out[f.name] = [e for v in values for e in v]
         elif f.name == "stats":
             out[f.name] = {k: sum(v.get(k, 0.0) for v in values) for k in first.stats}
-        elif f.name == "texts":
+        elif f.name in ("texts", "names"):
             out[f.name] = [t for v in values for t in v]
         elif f.name == "text_id":
             offsets = [sum(len(s.texts) for s in segments[:i]) for i in range(len(segments))]

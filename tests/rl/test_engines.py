@@ -14,6 +14,7 @@ import pytest
 
 import rl.rollout
 from pretrained.checkpoint import find, load_learner
+from rl.audit import audit
 from rl.finetune import FinetuneRun, Start, finetune
 from rl.ledger import account, read
 from tests.toy_parts import SUCCESS, checkpoint, seed_of, toy
@@ -113,7 +114,8 @@ def runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for engine in ENGINES:
         for iterations in (2, 3):
             finetune(settings(trained, base / engine, engine=engine, iterations=iterations))
-    return {engine: base / engine for engine in ENGINES}
+    finetune(settings(trained, base / "whole", engine="ray", iterations=3))
+    return {name: base / name for name in [*ENGINES, "whole"]}
 
 
 def test_engines_agree(runs: dict[str, Path]) -> None:
@@ -136,10 +138,17 @@ def test_engines_agree(runs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_account_balances(runs: dict[str, Path], engine: str) -> None:
-    """2 workers with 2 rows; the second call found the first one's episodes unfinished."""
+    """2 workers with 2 rows; the second call went on with the first one's episodes."""
     total = account(read(runs[engine] / "ledger.jsonl"))
     assert total.balanced
-    assert (total.finished, total.failed, total.in_flight) == (len(_episodes(runs[engine])), 4, 4)
+    assert (total.finished, total.failed, total.in_flight) == (len(_episodes(runs[engine])), 0, 4)
+
+
+def test_a_resumed_run_equals_one_of_one_piece_to_the_bit(runs: dict[str, Path]) -> None:
+    parts, whole = (find(runs[name]) for name in ("ray", "whole"))
+    for name in ("policy.safetensors", "learner.safetensors"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [audit(path) for path in runs.values()] == [[], [], [], []]
 
 
 def _episodes(out: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The fine-tuning loop in one process: account, limits, checkpoints, resume, lost episodes."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import pytest
 import torch
 
 from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
+from rl.audit import audit
 from rl.finetune import FinetuneRun, bottleneck, finetune
-from rl.ledger import account, read
+from rl.ledger import account, alone, read, surviving
 from rl.types import Segment
 from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
 
@@ -86,6 +89,95 @@ def test_lockstep_repeats_to_the_bit(trained: Path, tmp_path: Path) -> None:
     assert same(a, b)
 
 
+def alike(a: Path, b: Path) -> None:
+    """Two runs are the same: weights, optimizer, generators, borders, episodes and figures, all but clocks."""
+    one, two = (find(p) for p in (a, b))
+    assert one.name == two.name
+    for name in ("policy.safetensors", "learner.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    trees = [json.loads((p / "learner.json").read_text()) for p in (one, two)]
+    for tree in trees:
+        tree["loop"].pop("wall_s")
+    assert trees[0] == trees[1]
+    clocks = ("time", "wall_s")
+    rows = [{r["iteration"]: {k: v for k, v in r.items() if k[:5] != "time/" and k not in clocks} for r in log(p)}
+            for p in (a, b)]  # fmt: skip
+    assert rows[0] == rows[1]
+    ended = [
+        [{k: v for k, v in r.items() if k != "time"} for r, counts in surviving(read(p / "ledger.jsonl"))
+         if counts and r["event"] == "episode"] for p in (a, b)
+    ]  # fmt: skip
+    assert ended[0] == ended[1]
+    assert len(ended[0]) > 0
+
+
+@pytest.mark.parametrize("family", ["flow", "spoc"])
+def test_a_resumed_run_equals_one_of_one_piece_to_the_bit(tmp_path: Path, family: str) -> None:
+    """Episodes go over the borders; spoc has memory, and in the toy the instruction changes inside an episode."""
+    kwargs = {"execute": 3} if family == "flow" else {}
+    trained = checkpoint(tmp_path / "step_000001", family, **kwargs)
+    env = toy(max_steps=40 if family == "flow" else 10, relay=True, discrete=family == "spoc")
+    fields: dict[str, Any] = {"env": env, "num_workers": 2 if family == "flow" else 1, "decisions": 4, "save_every": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finetune(settings(trained, whole, iterations=4, **fields))
+    finetune(settings(trained, parts, iterations=3, **fields))
+    shutil.rmtree(parts / "step_000003")  # as if it had been killed after round 3: this goes on from 2
+    finetune(settings(trained, parts, iterations=4, **fields))
+    alike(whole, parts)
+    assert audit(whole) == audit(parts) == []
+    total = account(read(parts / "ledger.jsonl"))
+    assert (total.abandoned, total.in_flight) == (1, 2 * fields["num_workers"])
+
+
+def test_episodes_that_do_not_repeat_are_lost_and_nothing_else(trained: Path, tmp_path: Path) -> None:
+    """A resume with another simulator: its states differ, so no episode is carried on as if they did not."""
+    finetune(settings(trained, tmp_path, iterations=2, env=toy(max_steps=40)))
+    total = account(read(tmp_path / "ledger.jsonl"))
+    assert total.in_flight == 2
+    finetune(settings(trained, tmp_path, iterations=3, env=toy(max_steps=40, hold=1, crash_at=2)))
+    failed = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode" and not r["valid"]]
+    assert {r["cause"].split(":")[0] for r in failed[:2]} == {"crashed"}
+    assert audit(tmp_path) == []
+
+
+def test_a_diverged_replay_is_noticed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune(settings(trained, tmp_path, iterations=2, env=toy(max_steps=40)))
+    monkeypatch.setattr("rl.border._digest", lambda obs: -1)
+    finetune(settings(trained, tmp_path, iterations=3, env=toy(max_steps=40)))
+    failed = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode" and not r["valid"]]
+    assert [r["cause"].split(":")[0] for r in failed] == ["diverged", "diverged"]
+    assert audit(tmp_path) == []
+
+
+def test_one_process_at_a_time(trained: Path, tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ValueError, match=rf"process {os.getpid()} is at work on .*kill -9"):
+        finetune(settings(trained, tmp_path))
+    finetune(settings(trained, tmp_path, iterations=1))
+
+
+def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = [2]
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        room[0] -= b'"iteration"' in data
+        if room[0] < 0:
+            write(fd, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr("rl.ledger.os.write", full)
+    with pytest.raises(OSError, match="the disk of .* is full.*free some of it and give the same command again"):
+        finetune(settings(trained, tmp_path, save_every=1))
+    monkeypatch.undo()
+    finetune(settings(trained, tmp_path, save_every=1))
+    assert audit(tmp_path) == []
+    assert [r["iteration"] for r, counts in surviving(read(tmp_path / "ledger.jsonl"))
+            if counts and r["event"] == "iteration"] == [1, 2, 3]  # fmt: skip
+
+
 def test_without_a_learning_rate_the_policy_stays(trained: Path, tmp_path: Path) -> None:
     assert same(finetune(settings(trained, tmp_path, algo=ALGO | {"lr": {"": 0.0}}, iterations=2)), trained)
 
@@ -114,7 +206,7 @@ def test_resume_continues_numbers_weights_and_stages(trained: Path, tmp_path: Pa
     assert len(set(seeds)) == len(seeds)  # a continued run draws new initial states
     total = account(read(tmp_path / "ledger.jsonl"))
     assert total.balanced
-    assert (total.finished, total.failed, total.in_flight) == (len(seeds), 2, 2)  # those of the first part never ended
+    assert (total.finished, total.failed, total.in_flight) == (len(seeds), 0, 2)  # those of the first part went on
     assert total.unlearned_steps == 0
 
 
