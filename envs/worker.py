@@ -6,7 +6,9 @@ Started as `python -m envs.worker FD` by `envs.child`. Standard library and nump
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -121,9 +123,14 @@ def _answer(host: _Host, message: Dict[str, Any], fd: int) -> Dict[str, Any]:
         return {"failed": "raised", "message": f"{type(e).__name__}: {e}"}
 
 
-def _leave_with_parent() -> None:
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends: a stopped one could not leave."""
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def _leave_with_parent(parent: int) -> None:
     """A hung simulator would not notice a closed line; a changed parent process is noticed here."""
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(2.0)
     os._exit(1)
@@ -132,7 +139,9 @@ def _leave_with_parent() -> None:
 def main() -> None:
     """Serve one simulator over the socket whose number is the argument, until it closes."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    parent = os.getppid()
+    _die_with_parent()
+    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     host = _Host()
     with contextlib.suppress(WireClosed):
         while True:
