@@ -89,6 +89,15 @@ class Child:
         """The request under way and its time limit, in words."""
         return f"'{self._asked['op'] if self._asked else ''}' within {self._limit:g} s"
 
+    @property
+    def resident_mib(self) -> float:
+        """Memory that the process has at present; 0 if it is not running, or where /proc does not tell."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0.0
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def fileno(self) -> int:
         return self._channel.fileno() if self._channel else -1
 

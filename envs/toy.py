@@ -51,12 +51,13 @@ class Toy:
         fault_seed: Optional[int] = None,
         step_ms: float = 0.0,
         wait_ms: float = 0.0,
+        leak_mib: float = 0.0,
     ) -> None:
         """The `*_at` are step numbers of an episode (0: the reset) at which the process dies, sleeps for ever, or from
         which on proprioception is NaN or frames are black; with `fault_seed`, in episodes of that seed only.
         A step uses up `step_ms` of processor time, as a slow simulator would, and sleeps for `wait_ms`, as one whose
-        physics run on another machine would. With `relay` both discs are wanted, one after the other: the instruction
-        changes inside the episode, and each pays 1."""
+        physics run on another machine would; a reset leaks `leak_mib`. With `relay` both discs are wanted, one after
+        the other: the instruction changes inside the episode, and each pays 1."""
         if name not in ("reach", "reach_discrete"):
             raise EnvError(f"toy: there is no '{name}'; expected 'reach' or 'reach_discrete'")
         unknown = sorted(set(tasks) - set(TASKS))
@@ -65,6 +66,7 @@ class Toy:
         self.discrete = discrete or name == "reach_discrete"
         self.hold, self.step_ms, self.wait_ms = hold, step_ms, wait_ms
         self.relay, self.legs = relay, 1
+        self.leak_mib, self.leaked = leak_mib, []  # type: float, List[np.ndarray]
         self.faults = {"crash": crash_at, "hang": hang_at, "nan": nan_at, "black": black_at}
         self.fault_seed = fault_seed
         self.spec = _spec(self.discrete, _cameras(cameras, size), max_steps, tuple(tasks))
@@ -79,6 +81,8 @@ class Toy:
             raise EnvError("toy: reset after close; make a new environment")
         if task not in self.spec.tasks:
             raise EnvError(f"toy: there is no task '{task}'; expected one of {list(self.spec.tasks)}")
+        if self.leak_mib:
+            self.leaked.append(np.ones(int(self.leak_mib * 2**17)))
         rng = np.random.default_rng(seed)
         self.hand, self.discs["red"], self.discs["blue"] = _layout(rng)
         self.task, self.seed, self.steps, self.held = task, seed, 0, 0

@@ -87,6 +87,7 @@ class EnvConfig:
     tasks: Tuple[str, ...] = ()  # the tasks to use; () takes all of the spec
     step_deadline_s: float = 60.0  # a chunk or reset that takes longer counts as hung
     open_deadline_s: float = 300.0  # likewise for starting the simulator
+    memory_mib: int = 4096  # a child that has grown beyond this is replaced before its next episode
     video: Dict[str, Tuple[int, int]] = field(default_factory=dict)  # cameras of videos, for people: name -> (Y, X)
 
 

@@ -81,6 +81,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.budget = budget or RestartBudget()
         self.max_chunk = max_chunk
         self.restarts = 0  # of all rows
+        self.recycled = 0  # children replaced because of their memory
         self._episode = np.zeros(self.num_envs, dtype=bool)  # Gymnasium face: inside an episode
         try:
             for config in configs:
@@ -104,6 +105,10 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         row = self._free(i)
         if row.child.failure is not None:
             self._spend(i)
+        elif row.child.resident_mib > row.child.config.memory_mib:  # simulators leak; this is no failure
+            self._unwatch(i)
+            row.child.kill()
+            self.recycled += 1
         row.asked, row.same_frames, row.frame_sum = "reset", 0, -1
         self._ask(i, {"op": "reset", "task": task, "seed": int(seed)})
 

@@ -514,3 +514,30 @@ def test_two_interpreters_in_one_vector() -> None:
             assert a.obs.images["agentview"].any()
     finally:
         v.close()
+
+
+# --- memory ---
+
+
+def test_a_child_that_leaks_is_replaced_at_the_bound_and_nothing_is_lost(vector: Make) -> None:
+    v = vector(config=EnvConfig({**toy().sim, "leak_mib": 16.0}, memory_mib=150))
+    pids, most = set(), 0.0
+    for seed in range(24):
+        assert reset(v, seed=seed).kind == "reset"
+        pids.add(v.pids()[0])
+        most = max(most, v._rows[0].child.resident_mib)
+    assert v.recycled == len(pids) - 1 >= 2
+    assert v.restarts == 0
+    assert 150 < most < 150 + 2 * 16
+
+
+def test_memory_is_flat_over_two_thousand_resets(vector: Make) -> None:
+    v = vector()
+    sizes = []
+    for seed in range(2000):
+        reset(v, seed=seed)
+        if seed in (199, 1999):
+            sizes.append(v._rows[0].child.resident_mib)
+    assert v.recycled == 0
+    assert sizes[0] > 0
+    assert sizes[1] - sizes[0] < 1.0
