@@ -9,7 +9,7 @@ export MUJOCO_GL ?= osmesa
 export TEMPER_GOLDEN ?= $(abspath ../shared/golden)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS ?= 1
 
-.PHONY: setup gl demo test bench simulators lint format clean
+.PHONY: setup gl demo test bench chaos simulators lint format clean
 
 setup: $(STAMP) gl
 
@@ -38,6 +38,9 @@ test: setup simulators
 
 bench: setup simulators
 	@$(PY) -m benchmarks $(BENCH)
+
+chaos: setup
+	$(PY) -m tests.chaos $(CHAOS)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

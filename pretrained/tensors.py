@@ -17,7 +17,7 @@ from torch import Tensor
 def flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """A JSON tree of `value`, its tensors moved to `tensors` under their paths."""
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, Tensor):
         while path in tensors:  # keys 3 and "3" of one dict
             path += "'"

@@ -222,6 +222,11 @@ def account(records: Iterable[Mapping[str, Any]]) -> Account:
     )
 
 
+def cost_per_point(total: Account, before: float, after: float) -> float | None:
+    """Device seconds per percentage point of success (fractions in) that was gained; None if nothing was."""
+    return total.device_s / (100 * (after - before)) if after > before else None
+
+
 def _kind(record: Mapping[str, Any]) -> str:
     """`hung` of `hung: no answer within 60 s`: causes add up only without their details."""
     return str(record.get("cause") or "unknown").split(":")[0].strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.chart import Point, line_chart, number
-from rl.ledger import account, read
+from rl.ledger import Account, account, cost_per_point, read
 from rl.stats import mcnemar, paired_difference, wilson
 
 SIDES = ("before", "after")
@@ -70,7 +70,7 @@ def report(run_dir: Path) -> Path:
         '<p class="soft">Imitation, then reinforcement learning. Intervals are 95 %.</p>',
         _headline(sides, run_dir),
         _curve(metrics, sides),
-        _cost(run_dir, metrics, summary),
+        _cost(run_dir, metrics, summary, sides),
         _videos(run_dir),
         _more_curves(metrics),
         _commands(run_dir, summary),
@@ -151,7 +151,12 @@ def _more_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f'<h2>Training</h2><div class="two">{"".join(charts)}</div>' if charts else ""
 
 
-def _cost(run_dir: Path, metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+def _cost(
+    run_dir: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    sides: Mapping[str, Mapping[str, Any]],
+) -> str:
     total = account(read(run_dir / "ledger.jsonl"))
     last = metrics[-1] if metrics else {}
     rows: list[list[str]] = []
@@ -170,12 +175,26 @@ def _cost(run_dir: Path, metrics: Sequence[Mapping[str, Any]], summary: Mapping[
         rows.append(
             ["training episodes", f"{total.finished} finished, {total.failed} lost, {total.in_flight} in flight"]
         )
+    rows += _device_time(total, sides)
     rows.extend([f"restarts: {cause}", str(count)] for cause, count in sorted(total.restarts.items()))
     if total.started and not total.restarts:
         rows.append(["restarts", "0"])
     if not total.balanced:
         rows.append(["ledger", "does not add up: more episodes ended than started"])
     return f"<h2>Cost</h2>{_table(['', ''], rows)}" if rows else ""
+
+
+def _device_time(total: Account, sides: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What workers and learners did with their time, and what a point of success cost of it."""
+    if not total.device_s:
+        return []
+    shares = {"busy": total.busy_s, "idle": total.idle_s, "lost to failures": total.lost_s}
+    text = ", ".join(f"{v / total.device_s:.0%} {k}" for k, v in shares.items())
+    rows = [["device time (workers and learners)", f"{_duration(total.device_s)}: {text}"]]
+    if sides["before"] and sides["after"]:
+        cost = cost_per_point(total, sides["before"]["success"], sides["after"]["success"])
+        rows.append(["device time per success point", _duration(cost) if cost else "nothing was gained"])
+    return rows
 
 
 def _videos(run_dir: Path) -> str:

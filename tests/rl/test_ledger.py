@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.ledger import Flights, Ledger, account, read
+from rl.ledger import Flights, Ledger, account, cost_per_point, read
 
 
 def test_account_balances(tmp_path: Path) -> None:
@@ -67,6 +67,37 @@ def test_episodes_that_a_worker_took_along_are_failed() -> None:
     assert (total.started, total.finished, total.failed, total.in_flight) == (13, 1, 6, 6)
     assert total.restarts == {"worker killed": 1, "worker found restarted": 1, "learner died": 1}
     assert total.unlearned_steps == 40
+
+
+def test_a_resume_voids_what_the_checkpoint_does_not_know() -> None:
+    """Round 2 is done again: its episodes do not count, its seconds are lost. One episode is carried on."""
+
+    def round_(i: int) -> dict[str, object]:
+        return {"event": "iteration", "iteration": i, "busy_s": 3.0, "idle_s": 1.0, "lost_s": 0.0, "device_s": 4.0}
+
+    records = [
+        {"event": "began"},
+        {"event": "started", "count": 3, "iteration": 1},
+        {"event": "episode", "length": 5, "iteration": 1},
+        round_(1),
+        {"event": "started", "count": 2, "iteration": 2},
+        {"event": "episode", "length": 7, "iteration": 2},
+        {"event": "episode", "valid": False, "cause": "hung: long", "iteration": 2},
+        round_(2),
+        {"event": "resumed", "iteration": 1, "carried": 1},
+        {"event": "started", "count": 2, "iteration": 2},
+        {"event": "episode", "length": 7, "iteration": 2},
+        round_(2),
+    ]
+    total = account(records)
+    assert (total.started, total.finished, total.failed, total.in_flight) == (7, 2, 3, 2)
+    assert total.balanced
+    assert (total.env_steps, total.abandoned, total.restarts) == (12, 1, {"hung": 1})
+    assert (total.busy_s, total.idle_s, total.lost_s, total.device_s) == (6.0, 2.0, 4.0, 12.0)
+    assert cost_per_point(total, 0.25, 0.5) == pytest.approx(12.0 / 25)
+    assert cost_per_point(total, 0.5, 0.5) is None
+    again = account([*records, {"event": "resumed", "iteration": 0, "carried": 0}])
+    assert (again.started, again.finished, again.failed, again.in_flight, again.abandoned) == (7, 0, 7, 0, 3)
 
 
 @pytest.mark.parametrize("torn", [b'{"event": "fini', b'{"event": "finished", "text": "\xff', b"\0\0\0"])

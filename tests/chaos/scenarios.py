@@ -1,0 +1,177 @@
+"""Short real runs on the toy, and how each is attacked. `scale` 1.0 is the full set."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rl.ledger import read
+from tests.chaos.harness import Chaos
+from tests.chaos.processes import harm, members
+from tests.toy_parts import SUCCESS, checkpoint
+
+ALGO = {"epochs": 1, "minibatches": 2, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def settings(base: Path, name: str, *, wait_ms: float = 10.0, **fields: Any) -> dict[str, Any]:
+    """A run without an end, in rounds of about half a second."""
+    trained = base / "trained"
+    if not trained.exists():
+        checkpoint(trained, "flow", execute=3)
+    sim = {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 24, "wait_ms": wait_ms}
+    return {
+        "checkpoint": str(trained),
+        "env": {"sim": sim, "step_deadline_s": 3.0, "open_deadline_s": 30.0},
+        "out": str(base / name),
+        "algo": ALGO,
+        "rewards": SUCCESS,
+        "engine": "local",
+        "envs_per_worker": 4,
+        "decisions": 12,
+        "iterations": 10**6,
+        "save_every": 3,
+        "sample_timeout_s": 10.0,
+        "learn_timeout_s": 15.0,
+        "logger": {"tensorboard": False},
+        "quiet": True,
+    } | fields
+
+
+def begin(base: Path, name: str, seed: int, **fields: Any) -> Chaos:
+    """A run that has finished its first round."""
+    chaos = Chaos(settings(base, name, **fields), seed, base, dict(QUIET))
+    chaos.start()
+    chaos.ready()
+    return chaos
+
+
+def simulators(base: Path, seed: int, times: int) -> Chaos:
+    """One process: environments are killed and stopped, one to three at once."""
+    chaos = begin(base, f"simulators_{seed}", seed, envs_per_worker=8)
+    for _ in range(times):
+        chaos.environments(chaos.random.choice([1, 1, 2, 3]))
+    return chaos
+
+
+def drivers(base: Path, seed: int, times: int) -> Chaos:
+    """One process: the driver is killed, at work and while it starts, also with a simulator that hangs."""
+    chaos = begin(base, f"drivers_{seed}", seed)
+    for i in range(times):
+        if i % 4 == 3:
+            for pid in sorted(members(chaos.driver.pid, "environment"))[:1]:
+                harm(pid, "stop")
+        chaos.kill_driver("stop" if i % 5 == 4 else "kill")
+    return chaos
+
+
+def fleets(base: Path, seed: int, times: int, engine: str) -> Chaos:
+    """Ray: rollout workers, simulators and now and then the driver."""
+    chaos = begin(base, f"{engine}_{seed}", seed, engine=engine, num_workers=2, envs_per_worker=2)
+    for i in range(times):
+        if i % 6 == 5:
+            chaos.kill_driver("kill")
+        elif i % 3 == 2:
+            chaos.environments(2)
+        else:
+            chaos.workers(chaos.random.choice([1, 2]))
+    return chaos
+
+
+def learners(base: Path, seed: int, times: int) -> Chaos:
+    """RLlib: the learner in a process of its own."""
+    chaos = begin(base, f"learner_{seed}", seed, engine="rllib", num_workers=1, num_learners=1)
+    for _ in range(times):
+        chaos.learner()
+    return chaos
+
+
+def disks(base: Path, seed: int, times: int) -> Chaos | None:
+    """The run's folder on a small disk that fills up; None where none can be mounted."""
+    with small_disk(base / "disk", "64m") as disk:
+        if disk is None:
+            return None
+        chaos = begin(base, f"disk_{seed}", seed, out=str(disk / "run"))
+        for _ in range(times):
+            chaos.fill_disk()
+            for old in sorted(chaos.out.glob("step_*"))[:-2]:  # as a person would, so that there is room for more
+                shutil.rmtree(old)
+        chaos.finished = chaos.finish()
+        return chaos
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path | None]:
+    """A file system of so many bytes, if this user may mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def nodes(base: Path, seed: int, times: int) -> tuple[Chaos, list[dict[str, float]]]:
+    """Two nodes of a Ray cluster: one is killed in mid-run and another joins; the fleet halves and doubles."""
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    fleet = []
+    try:
+        node = cluster.add_node(num_cpus=2)
+        fields: dict[str, Any] = {
+            "engine": "ray",
+            "num_workers": 4,
+            "envs_per_worker": 2,
+            "ray_address": cluster.address,
+            "wait_ms": 40.0,
+        }
+        chaos = begin(base, f"nodes_{seed}", seed, **fields)
+        for _ in range(times):
+            _until(chaos, 4, 120.0)
+            full = _rate(chaos)
+            chaos.pause()
+            began, mark = time.monotonic(), len(chaos.ledger)
+            cluster.remove_node(node, allow_graceful=False)
+            came = chaos.wait(lambda m=mark: _told(chaos, m), 60.0)
+            half_after = _until(chaos, 2, 60.0)
+            chaos._note("node", ["kill"], began, came and half_after is not None)
+            half = _rate(chaos)
+            node = cluster.add_node(num_cpus=2)
+            joined = _until(chaos, 4, 120.0)
+            row = {"full_steps_per_s": full, "half_steps_per_s": half, "again_steps_per_s": _rate(chaos)}
+            fleet.append(row | {"halved_after_s": half_after or -1.0, "doubled_after_s": joined or -1.0})
+        chaos.finished = chaos.finish()
+    finally:
+        cluster.shutdown()
+    return chaos, fleet
+
+
+def _told(chaos: Chaos, mark: int) -> bool:
+    return any(r["event"] == "worker_restart" for r in chaos.ledger[mark:])
+
+
+def _rows(chaos: Chaos) -> list[dict[str, Any]]:
+    return list(read(chaos.out / "metrics.jsonl"))
+
+
+def _until(chaos: Chaos, workers: int, within_s: float) -> float | None:
+    """Seconds until a new round is collected by exactly so many workers."""
+    began, mark = time.monotonic(), len(_rows(chaos))
+    came = chaos.wait(lambda: any(m.get("rollout/workers") == workers for m in _rows(chaos)[mark:]), within_s)
+    return round(time.monotonic() - began, 2) if came else None
+
+
+def _rate(chaos: Chaos, rounds: int = 6) -> float:
+    """Environment steps per second over the next rounds."""
+    mark = len(_rows(chaos))  # the rounds that follow
+    assert chaos.wait(lambda: len(_rows(chaos)) > mark + rounds, 120.0), chaos.last_words()
+    rows = _rows(chaos)[mark : mark + rounds + 1]
+    return round((rows[-1]["env_steps"] - rows[0]["env_steps"]) / (rows[-1]["time"] - rows[0]["time"]), 1)
