@@ -66,7 +66,8 @@ class Toy:
         self.discrete = discrete or name == "reach_discrete"
         self.hold, self.step_ms, self.wait_ms = hold, step_ms, wait_ms
         self.relay, self.legs = relay, 1
-        self.leak_mib, self.leaked = leak_mib, []  # type: float, List[np.ndarray]
+        self.leak_mib = leak_mib
+        self.leaked: List[np.ndarray] = []
         self.faults = {"crash": crash_at, "hang": hang_at, "nan": nan_at, "black": black_at}
         self.fault_seed = fault_seed
         self.spec = _spec(self.discrete, _cameras(cameras, size), max_steps, tuple(tasks))

@@ -83,7 +83,7 @@ class Temper(Algorithm):
     def _ask(self, run: FinetuneRun) -> "_Pending":
         """Let all healthy workers collect with the present weights; waits for one if there is none."""
         manager = self.env_runner_group._worker_manager
-        deadline = time.monotonic() + run.sample_timeout_s
+        deadline = time.monotonic() + run.env.open_deadline_s + run.sample_timeout_s
         while not manager.healthy_actor_ids() and time.monotonic() < deadline:  # all are restarting: wait for one
             manager.probe_unhealthy_actors(timeout_seconds=1.0, mark_healthy=True)
             time.sleep(0.1)  # a restarting actor refuses the probe at once

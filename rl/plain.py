@@ -217,7 +217,7 @@ class PlainEngine:
 
     def _wait_for(self, number: int) -> None:
         """Wait until so many workers are up; those that are not by the deadline join later."""
-        deadline = time.monotonic() + self.run.sample_timeout_s
+        deadline = time.monotonic() + self.run.env.open_deadline_s + self.run.sample_timeout_s
         self._muster()
         while sum(s.up for s in self.seats) < number and time.monotonic() < deadline and not self.events:
             coming = [s.coming for s in self.seats if s.coming is not None]
