@@ -126,6 +126,17 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def renewed(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One row per iteration: a run that went on from an older checkpoint did some again, and the last time counts."""
+    kept: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        i = int(row["iteration"])
+        while kept and next(reversed(kept)) >= i:
+            kept.popitem()
+        kept[i] = row
+    return list(kept.values())
+
+
 class Flights:
     """Episodes under way at each rollout worker, so that those of a worker that is lost can be counted."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.chart import Point, line_chart, number
-from rl.ledger import Account, account, cost_per_point, read
+from rl.ledger import Account, account, cost_per_point, read, renewed
 from rl.stats import mcnemar, paired_difference, wilson
 
 SIDES = ("before", "after")
@@ -54,7 +54,7 @@ figure{margin:0}figcaption{color:var(--soft);font-size:.85rem}video{width:100%;b
 def report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises ValueError if the folder holds nothing to report."""
     run_dir = Path(run_dir)
-    metrics = list(read(run_dir / "metrics.jsonl"))
+    metrics = renewed(read(run_dir / "metrics.jsonl"))
     summary = _json(run_dir / "summary.json")
     sides = {side: _evaluation(run_dir / f"evaluate_{side}", summary.get(side)) for side in SIDES}
     if not metrics and not summary and not any(sides.values()):

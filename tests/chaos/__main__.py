@@ -17,6 +17,7 @@ TIMES = {
     "simulators 0": 22,
     "simulators 1": 22,
     "simulators 2": 22,
+    "simulators 3": 22,
     "drivers": 26,
     "ray": 20,
     "rllib": 14,
@@ -42,7 +43,7 @@ def main() -> int:
     made: dict[str, Callable[[Path], Any]] = {
         **{
             f"simulators {i}": lambda base, i=i: simulators(base, seed + 10 + i, times[f"simulators {i}"])
-            for i in range(3)
+            for i in range(4)
         },
         "drivers": lambda base: drivers(base, seed + 1, times["drivers"]),
         "ray": lambda base: fleets(base, seed + 2, times["ray"], "ray"),

@@ -22,8 +22,9 @@ from tests.toy_parts import SUCCESS, checkpoint, seed_of, toy
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-from rl.engine import RllibEngine, Runner, ShellLearner, Temper  # noqa: E402
+from rl.engine import RllibEngine, Temper  # noqa: E402
 from rl.plain import EMPTY_ROUNDS, PlainEngine, start_ray  # noqa: E402
+from rl.shells import Runner, ShellLearner  # noqa: E402
 
 ALGO = {"epochs": 2, "minibatches": 2, "lr": {"": 1e-2}, "links": "sum", "reduction": "sum", "clip": 0.2}
 ENGINES = ["local", "ray", "rllib"]
@@ -257,6 +258,28 @@ def test_a_hanging_worker_is_replaced(make: Any, engine: str) -> None:
         time.sleep(0.1)
 
 
+def test_the_fleet_grows_and_shrinks(make: Any) -> None:
+    """A new worker joins when it is up, and nobody waits for it; the episodes of one that leaves are told as lost."""
+    one = make("ray", num_workers=1)
+    rounds = [one.iterate()]
+    one.resize(2)
+    deadline = time.monotonic() + 60
+    while rounds[-1].metrics["rollout/workers"] < 2:
+        assert time.monotonic() < deadline, "the worker did not join"
+        rounds.append(one.iterate())
+    one.resize(1)
+    rounds += [one.iterate(), one.iterate()]
+    assert [e["cause"] for r in rounds for e in r.events] == ["dismissed"]
+    assert sum(e["lost"] for r in rounds for e in r.events) == 2
+    assert rounds[-1].metrics["rollout/workers"] == 1
+    ended = sum(len(r.episodes) for r in rounds) + 2
+    assert sum(r.started for r in rounds) == ended + 2
+    assert len({e.name for r in rounds for e in r.episodes}) == sum(len(r.episodes) for r in rounds)
+    assert len({name for r in rounds for name in r.learned}) == sum(len(r.learned) for r in rounds)
+    one.resize(2)  # the seat is taken anew, by a worker that draws episodes of its own
+    assert one.hired[1] == 2
+
+
 @pytest.mark.parametrize("engine", ["ray", "rllib"])
 def test_workers_that_never_deliver_end_the_run(make: Any, engine: str) -> None:
     one = make(engine, env=toy(crash_at=0), num_workers=1, sample_timeout_s=20.0)
@@ -341,6 +364,7 @@ def test_contract_with_rllib() -> None:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
     from ray.rllib.core.learner.learner_group import LearnerGroup
     from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+    from ray.rllib.core.learner.training_data import TrainingData
     from ray.rllib.core.rl_module.torch import TorchRLModule
     from ray.rllib.env.env_runner import EnvRunner
     from ray.rllib.utils.actor_manager import FaultTolerantActorManager
@@ -359,6 +383,9 @@ def test_contract_with_rllib() -> None:
     takes(LearnerGroup.update, "batch_refs", "timesteps")
     takes(LearnerGroup.foreach_learner, "func")
     takes(LearnerGroup.shutdown)
+    takes(TrainingData, "batch_refs")
+    takes(TrainingData.shard, "num_shards")
+    takes(TorchLearner.update, "training_data", "timesteps", "keep")
     assert isinstance(LearnerGroup.is_remote, property)
     takes(AlgorithmConfig.build_learner_group, "rl_module_spec")
     takes(AlgorithmConfig.get_multi_rl_module_spec, "spaces")

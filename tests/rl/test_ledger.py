@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.ledger import Flights, Ledger, account, cost_per_point, read
+from rl.ledger import Flights, Ledger, account, cost_per_point, read, renewed
 
 
 def test_account_balances(tmp_path: Path) -> None:
@@ -98,6 +98,11 @@ def test_a_resume_voids_what_the_checkpoint_does_not_know() -> None:
     assert cost_per_point(total, 0.5, 0.5) is None
     again = account([*records, {"event": "resumed", "iteration": 0, "carried": 0}])
     assert (again.started, again.finished, again.failed, again.in_flight, again.abandoned) == (7, 0, 7, 0, 3)
+
+
+def test_rows_of_rounds_that_were_done_again_are_replaced() -> None:
+    rows = [{"iteration": i, "try": t} for t, numbers in enumerate(([1, 2, 3, 4], [3], [2, 3, 4])) for i in numbers]
+    assert [(r["iteration"], r["try"]) for r in renewed(rows)] == [(1, 0), (2, 2), (3, 2), (4, 2)]
 
 
 @pytest.mark.parametrize("torn", [b'{"event": "fini', b'{"event": "finished", "text": "\xff', b"\0\0\0"])
