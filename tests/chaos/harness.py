@@ -81,7 +81,7 @@ class Chaos:
             time.sleep(0.05)
         return False
 
-    def ready(self, within_s: float = 120.0) -> None:
+    def ready(self, within_s: float = 240.0) -> None:
         """Wait for the next finished round."""
         before = self.rounds()
         assert self.wait(lambda: self.rounds() > before, within_s), self.last_words()
@@ -90,6 +90,10 @@ class Chaos:
         return (self.files / f"{self.out.name}.log").read_text()[-3000:]
 
     def pause(self) -> None:
+        """Any moment; a run that gave up before is given its command again."""
+        if self.driver.poll() is not None:
+            self.start()
+            self.ready()
         time.sleep(self.random.uniform(0.0, 1.0))
 
     # --- the harms ---------------------------------------------------------------------------------------------------
