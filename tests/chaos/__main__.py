@@ -91,7 +91,8 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 continue
             took = [s["recovery_s"] for s in mine if s["recovery_s"] is not None]
             kinds[f"{kind} {how}"] = {
-                "strikes": len(mine), "recovered": len(took), "budget_s": BUDGET_S[kind],
+                "strikes": len(mine), "recovered": len(took), "by_the_same_command": sum(s["by_command"] for s in mine),
+                "budget_s": BUDGET_S[kind],
                 "median_s": round(statistics.median(took), 2) if took else None, "max_s": max(took, default=None),
             }  # fmt: skip
     wrong = sorted({w for s in strikes for w in s["wrong"]} | {w for r in runs.values() for w in r["wrong"]})

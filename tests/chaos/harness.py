@@ -33,6 +33,7 @@ class Strike:
     how: str
     engine: str
     recovery_s: float | None  # None: it did not come back within its budget
+    by_command: bool  # the run had ended, and went on by the same command
     wrong: list[str] = field(default_factory=list)  # what the audit found afterwards
 
 
@@ -189,12 +190,15 @@ class Chaos:
                    for m in read(self.out / "metrics.jsonl"))  # fmt: skip
 
     def _note(self, kind: str, hows: Iterable[str], began: float, came: bool) -> None:
+        again = kind in ("driver", "disk")
+        if not came and self.driver.poll() is not None:  # it gave up, as it says it would: the same command goes on
+            again, mark = True, len(self.ledger)
+            self.start()
+            came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), BUDGET_S["driver"])
         took = round(time.monotonic() - began, 2) if came else None
         wrong = self.check()
         for how in hows:
-            self.strikes.append(Strike(kind, how, self.settings["engine"], took, wrong))
-        if not came and self.driver.poll() is not None:
-            self.start()
+            self.strikes.append(Strike(kind, how, self.settings["engine"], took, again, wrong))
 
     def check(self) -> list[str]:
         """What the audit finds; asked again a few times, as the run goes on while its files are read."""

@@ -26,7 +26,7 @@ def settings(base: Path, name: str, *, wait_ms: float = 10.0, **fields: Any) -> 
     sim = {"_target_": "envs.toy.Toy", "size": [16, 16], "max_steps": 24, "wait_ms": wait_ms}
     return {
         "checkpoint": str(trained),
-        "env": {"sim": sim, "step_deadline_s": 3.0, "open_deadline_s": 30.0},
+        "env": {"sim": sim, "step_deadline_s": 5.0, "open_deadline_s": 30.0},
         "out": str(base / name),
         "algo": ALGO,
         "rewards": SUCCESS,
