@@ -51,7 +51,9 @@ class SmallCnn(nn.Module):
         h = images.permute(0, 3, 1, 2).to(self.project.weight.dtype, copy=True)
         h = h.sub_(127.5)  # in place: fresh memory for a batch of pictures costs more than the arithmetic
         for i, conv in enumerate(self.convs):
-            weight = conv.weight if i else conv.weight / 127.5  # pixels count from -1 to 1; weights are fewer than pixels
+            weight = (
+                conv.weight if i else conv.weight / 127.5
+            )  # pixels count from -1 to 1; weights are fewer than pixels
             h = F.relu(F.conv2d(h, weight, conv.bias, conv.stride, conv.padding))
         h = h.flatten(1) if self.pool == "flatten" else self._keypoints(h)
         return F.silu(self.norm(self.project(h)))
