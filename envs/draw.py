@@ -65,6 +65,9 @@ SCENE = np.dtype(
     align=True,
 )
 BUFFERS = ["inverse", "owner", "seen", "screen", "front", "lamps", "stamps", "drawn", "frames", "near_lights"]
+DRAWN = np.dtype(
+    [("e", "f4", 9), ("shade", "f4", 9), ("at", "f4", 12), ("shape", "i4"), ("face", "i4"), ("lit", "i4")], align=True
+)
 VIEW = np.dtype(
     [("position", "f8", 3), ("axes", "f8", 9), ("focal", "f8")]
     + [(name, "i4") for name in ["width", "height", "room", "unused"]]
@@ -88,8 +91,8 @@ def load_library() -> Any:
     library.draw.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]
     library.draw.restype = None
     sizes = _sizes(library)
-    expected = tuple(kind.itemsize for kind in (SHAPE, TEXTURE, LIGHT, SCENE, VIEW))
-    assert sizes[:5] == expected, f"draw.py and draw.c differ: {sizes} and {expected}"
+    expected = tuple(kind.itemsize for kind in (SHAPE, TEXTURE, LIGHT, SCENE, VIEW, DRAWN))
+    assert sizes[:6] == expected, f"draw.py and draw.c differ: {sizes} and {expected}"
     return library
 
 
@@ -129,24 +132,39 @@ class SoftRenderer:
 
     def render(self, data: Any) -> Dict[str, np.ndarray]:
         """Images uint8 [Y, X, 3] of all cameras at the poses that `data` holds now; new arrays each time."""
+        self._place(data)
+        return {name: self._draw(data, name) for name in self._sizes}
+
+    def surfaces(self, data: Any, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """As `CameraRenderer.surfaces`: metres along the camera's axis and number of the body, [Y, X] each."""
+        self._place(data)
+        y, x, _ = self._draw(data, name).shape
+        inverse, owner = (self._buffers[i][: 4 * y * x].view(kind) for i, kind in enumerate(("f4", "i4")))
+        drawn = self._buffers[BUFFERS.index("drawn")]
+        shape = drawn[: len(drawn) // DRAWN.itemsize * DRAWN.itemsize].view(DRAWN)["shape"][np.maximum(owner, 0)]
+        place = self._shapes["place"][shape]
+        seen = (owner >= 0) & (place < self._model.ngeom)
+        bodies = np.where(seen, self._model.geom_bodyid[np.where(seen, place, 0)], -1)
+        return (1.0 / inverse.astype(np.float64)).reshape(y, x), bodies.reshape(y, x)
+
+    def _place(self, data: Any) -> None:
         self._refresh(data)
-        scene, model = self._scene, self._model
         np.concatenate([data.geom_xpos, data.site_xpos], out=self._places)
         np.concatenate([data.geom_xmat, data.site_xmat], out=self._turns)
-        images = {}
-        for name, (y, x) in self._sizes.items():
-            camera, view = self._ids[name], self._view
-            turn = data.cam_xmat[camera].reshape(3, 3)
-            view["position"] = data.cam_xpos[camera]
-            view["axes"] = np.concatenate([turn[:, 0], turn[:, 1], -turn[:, 2]])
-            view["focal"] = 0.5 * y / math.tan(math.radians(float(model.cam_fovy[camera])) / 2)
-            view["height"], view["width"] = y, x
-            self._shine(data, camera)
-            images[name] = np.empty((y, x, 3), np.uint8)
-            view["rgb"] = images[name].ctypes.data
-            near = self._by_distance(data.cam_xpos[camera])
-            self._library.draw(scene.ctypes.data, view.ctypes.data, near.ctypes.data, len(near))
-        return images
+
+    def _draw(self, data: Any, name: str) -> np.ndarray:
+        (y, x), camera, view = self._sizes[name], self._ids[name], self._view
+        turn = data.cam_xmat[camera].reshape(3, 3)
+        view["position"] = data.cam_xpos[camera]
+        view["axes"] = np.concatenate([turn[:, 0], turn[:, 1], -turn[:, 2]])
+        view["focal"] = 0.5 * y / math.tan(math.radians(float(self._model.cam_fovy[camera])) / 2)
+        view["height"], view["width"] = y, x
+        self._shine(data, camera)
+        image = np.empty((y, x, 3), np.uint8)
+        view["rgb"] = image.ctypes.data
+        near = self._by_distance(data.cam_xpos[camera])
+        self._library.draw(self._scene.ctypes.data, view.ctypes.data, near.ctypes.data, len(near))
+        return image
 
     def close(self) -> None:
         """Nothing is held that needs freeing."""

@@ -69,6 +69,7 @@ class Libero:
         memory_mb: Optional[float] = None,
         core: str = "stock",
         poses: bool = False,
+        surfaces: str = "",
     ) -> None:
         """`cameras` maps a camera to (Y, X). docs/rendering.md explains `render_quality`: exact, fast, lite, soft.
 
@@ -78,14 +79,15 @@ class Libero:
         `memory_mb`: tasks that were played stay in memory while the process is smaller than this; by default 800 with
         cameras and 450 without. The task in use may need more.
         `core: fast` steps in compiled code (see envs/osc.py), `stock` with robosuite's own controllers.
-        `poses`: the privileged state also says where joints and cameras are (`Arm.poses`).
+        `poses`, `surfaces` (of a camera): the privileged state also has `Arm.poses`, `Arm.surfaces`.
         """
         if cameras is None:
             cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
         if init not in ("bundled", "sampled"):
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
-        self._suite, self._quality, self._init, self._core, self._poses = name, render_quality, init, core, poses
+        self._suite, self._quality, self._init, self._core = name, render_quality, init, core
+        self._told = {"poses": poses, "surfaces": surfaces}
         self._settle = Settling(steps=int(settle_steps), action=WAIT)
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
@@ -93,9 +95,7 @@ class Libero:
         self._states = suite_states(name)
         self._state_size = max(states.shape[1] for states in self._states.values())
         limit = float(memory_mb if memory_mb is not None else MEMORY_MB[bool(cameras)])
-        if not limit > 0:
-            raise EnvError(f"memory_mb is {memory_mb}; expected megabytes above 0, or null for the default")
-        self._scenes: Kept[Scene] = Kept(memory_mb=limit, close=_close)
+        self._scenes = _kept(limit)
         self._scene: Optional[Scene] = None
         self._closed = self._running = False
         self._steps = 0
@@ -191,7 +191,7 @@ class Libero:
             with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
                 env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
             arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
-            scene = Scene(env, arm, language(task), poses=self._poses)
+            scene = Scene(env, arm, language(task), **self._told)
             self._scenes.add(task, scene)
         return scene
 
@@ -209,6 +209,12 @@ class Libero:
         out["state"][: len(state)] = state
         out["state_size"] = np.array([float(len(state))])
         return out
+
+
+def _kept(limit: float) -> Kept[Scene]:
+    if not limit > 0:
+        raise EnvError(f"memory_mb is {limit:g}; expected megabytes above 0, or null for the default")
+    return Kept(memory_mb=limit, close=_close)
 
 
 def _close(scene: Scene) -> None:

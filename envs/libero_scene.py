@@ -16,8 +16,8 @@ class Scene:
     SEEN = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
             "xpos", "xmat")  # fmt: skip
 
-    def __init__(self, env: Any, arm: Arm, instruction: str, *, poses: bool = False) -> None:
-        self._poses = poses
+    def __init__(self, env: Any, arm: Arm, instruction: str, *, poses: bool = False, surfaces: str = "") -> None:
+        self._poses, self._surfaces = poses, surfaces
         self.arm, self.instruction, self._env = arm, instruction, env
         self._goals: List[List[str]] = env.parsed_problem["goal_state"]
         self._live = [getattr(arm.data, name) for name in self.SEEN]
@@ -33,7 +33,8 @@ class Scene:
         self.robot = self._robot()
 
     def _robot(self) -> Dict[str, np.ndarray]:
-        return {**self.arm.robot_state(), **(self.arm.poses() if self._poses else {})}
+        more = self.arm.surfaces(self._surfaces) if self._surfaces else {}
+        return {**self.arm.robot_state(), **(self.arm.poses() if self._poses else {}), **more}
 
     def begin(self) -> None:
         """Observe the state that was just loaded."""

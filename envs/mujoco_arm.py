@@ -26,6 +26,7 @@ from envs.render import CameraRenderer, camera_id, choose_gl, gl_module
 from envs.types import EnvError
 
 _XYZW = np.array([1, 2, 3, 0])
+BODIES = 256  # rows of `Arm.surfaces`, whatever the scene
 
 
 def import_robosuite() -> Any:
@@ -279,6 +280,22 @@ class Arm:
             out["camera/" + name] = _pose(data.cam_xpos[camera], turn)
             out["intrinsics/" + name] = np.array([[focal, 0.0, x / 2], [0.0, focal, y / 2], [0.0, 0.0, 1.0]])
         return out
+
+    def surfaces(self, camera: str) -> Dict[str, np.ndarray]:
+        """What is needed to follow points of a camera's picture: scene/depth and scene/bodies [Y, X] (see
+        `CameraRenderer.surfaces`), scene/places [BODIES, 12] position and rotation matrix, scene/camera [13] likewise
+        and its vertical field of view in degrees."""
+        if self.model.nbody > BODIES or camera not in self._cameras:
+            raise EnvError(f"surfaces: {self.model.nbody} bodies, camera '{camera}'; expected at most {BODIES} bodies "
+                           f"and one of the cameras {sorted(self._cameras)}")  # fmt: skip
+        self.render()
+        assert self._renderer is not None
+        depth, bodies = self._renderer.surfaces(self.data, camera)
+        eye, places = camera_id(self.model, camera), np.zeros((BODIES, 12))
+        places[: self.model.nbody] = np.concatenate([self.data.xpos, self.data.xmat], axis=1)
+        seen_from = [self.data.cam_xpos[eye], self.data.cam_xmat[eye], self.model.cam_fovy[eye : eye + 1]]
+        return {"scene/depth": depth, "scene/bodies": bodies, "scene/places": places,
+                "scene/camera": np.concatenate(seen_from)}  # fmt: skip
 
     def _opening(self) -> float:
         """Mean of the fingers' shares of their way."""

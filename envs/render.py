@@ -111,6 +111,35 @@ class CameraRenderer:
             images[name] = np.ascontiguousarray(self._buffers[name][::-1])  # OpenGL's row 0 is the bottom one
         return images
 
+    def surfaces(self, data: Any, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """What a camera sees first at each pixel: metres along its axis [Y, X], and the number of the body [Y, X],
+        -1 for nothing."""
+        mujoco, (y, x), scene = self._mujoco, self._sizes[name], self._scene
+        self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._camera.fixedcamid = self._ids[name]
+        every = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, every, scene)
+        flags = [int(mujoco.mjtRndFlag.mjRND_SEGMENT), int(mujoco.mjtRndFlag.mjRND_IDCOLOR)]
+        kept, view = scene.flags[flags], mujoco.MjrRect(0, 0, x, y)
+        near_to_far = np.empty((y, x), np.float32)
+        try:
+            scene.flags[flags] = 1
+            mujoco.mjr_render(view, scene, self._context)
+        finally:
+            scene.flags[flags] = kept
+        mujoco.mjr_readPixels(self._buffers[name], near_to_far, view, self._context)
+        colour = self._buffers[name].astype(np.int64) @ [1, 2**8, 2**16]  # of a shape: its number in the scene, plus 1
+        owner = np.full(scene.ngeom + 1, -1)
+        for shape in scene.geoms[: scene.ngeom]:
+            if shape.objtype == int(mujoco.mjtObj.mjOBJ_GEOM) and 0 <= shape.segid < scene.ngeom:
+                owner[shape.segid + 1] = self._model.geom_bodyid[shape.objid]
+        bodies = owner[np.minimum(colour, scene.ngeom)]
+        extent, planes = self._model.stat.extent, self._model.vis.map
+        near, far = extent * planes.znear, extent * planes.zfar
+        depth = near * far / (far - near_to_far.astype(np.float64) * (far - near))
+        return depth[::-1].copy(), bodies[::-1].copy()
+
     def _alone(self, quality: str) -> bool:
         """Whether a shape outside of the picture leaves no trace in it: no shadow and no mirror image."""
         if quality != "exact":

@@ -58,24 +58,24 @@ class Robosuite:
         reward_shaping: bool = False,
         core: str = "stock",
         poses: bool = False,
+        surfaces: str = "",
     ) -> None:
         """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success.
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
         refused. `core: stock` takes robosuite's own controllers.
         docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`: say where joints and cameras
-        are, too (`Arm.poses`).
+        are, too (`Arm.poses`). `surfaces`: a camera of which to say what it sees, and where that is (`Arm.surfaces`).
         """
-        if cameras is None:
-            cameras = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)}
-        sizes = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
+        chosen = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)} if cameras is None else cameras
+        sizes = {camera: (int(size[0]), int(size[1])) for camera, size in chosen.items()}
         if controller not in CONTROLLERS:
             raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
         if core == "fast" and name in NEEDS_FORCES:
             raise EnvError(
                 f"core: fast does not read forces after each substep, as the task {name} does; `core: stock` does"
             )
-        self._shaped, self._poses = reward_shaping, poses
+        self._shaped, self._poses, self._surfaces = reward_shaping, poses, surfaces
         import_robosuite()
         with compiled_scenes("robosuite", visuals_for(render_quality, sizes)):
             env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
@@ -164,7 +164,8 @@ class Robosuite:
         out = arm.robot_state()
         out.update(self._scene.read(out["eef_pos"], success=success))
         out["state"] = arm.state()
-        return {**out, **(arm.poses() if self._poses else {})}
+        out.update(arm.poses() if self._poses else {})
+        return {**out, **(arm.surfaces(self._surfaces) if self._surfaces else {})}
 
 
 class _Scene:

@@ -123,6 +123,20 @@ def test_new_colours_and_hidden_sites_are_seen():
     assert unlike(*both(model)) < 0.015
 
 
+def test_it_says_what_is_seen_where():
+    model = scene(materials=("plain",))
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    theirs = CameraRenderer(model, cameras=CAMERAS, quality="fast")
+    try:
+        depth, bodies = theirs.surfaces(data, "c1")
+    finally:
+        theirs.close()
+    own_depth, own_bodies = soft(model).surfaces(data, "c1")
+    assert (bodies == own_bodies).mean() > 0.99
+    assert (np.abs(depth - own_depth)[bodies >= 0] < 0.02).mean() > 0.98
+
+
 def test_what_it_cannot_draw_is_refused():
     model = scene(materials=("plain",), camera='projection="orthographic" fovy="2"')
     with pytest.raises(EnvError, match="cannot draw camera 'c0', which has a lens of its own; use lite"):

@@ -96,3 +96,29 @@ def test_shadows_and_mirrors_of_exact_pictures_show_all(effect):
 def test_an_unknown_camera_is_named():
     with pytest.raises(EnvError, match="no camera 'front'; this scene has c0, c1"):
         CameraRenderer(scene(), cameras={"front": (8, 8)})
+
+
+def test_surfaces_are_where_the_bodies_are():
+    """A box one metre from a camera that looks down on it and on the floor below."""
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><camera name="eye" pos="0 0 2" fovy="60"/><geom type="plane" size="2 2 .1" group="1"/>'
+        '<body name="box" pos="0.1 0 0.5"><geom type="box" size=".2 .2 .5" group="1"/></body></worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    for quality in ("fast", "exact"):
+        renderer = CameraRenderer(model, cameras={"eye": (40, 60)}, quality=quality)
+        try:
+            before = renderer.render(data)["eye"]
+            depth, bodies = renderer.surfaces(data, "eye")
+            assert np.array_equal(renderer.render(data)["eye"], before)  # pictures are as they were
+        finally:
+            renderer.close()
+        box = model.body("box").id
+        assert bodies[20, 32] == box  # right of the middle, where x is positive
+        assert bodies[2, 2] == 0
+        assert np.abs(depth[bodies == box] - 1).max() < 0.01
+        assert np.abs(np.median(depth[bodies == 0]) - 2) < 0.01
+        assert set(np.unique(bodies)) == {0, box}
+        pixels = 40 / 2 / np.tan(np.radians(30))  # per metre at one metre
+        assert (bodies == box).sum() == pytest.approx((0.4 * pixels) ** 2, rel=0.1)
