@@ -109,6 +109,8 @@ class TrackedEpisode:
     tracks: np.ndarray  # float [C, P, F, 2] pixels
     visible: np.ndarray  # bool [C, P, F]
     instruction: str
+    success: bool = True
+    progress: np.ndarray | None = None  # [T] the simulator's own measure, if it has one
 
 
 def write(folder: Path | str, episodes: Sequence[TrackedEpisode]) -> None:
@@ -131,7 +133,8 @@ def write(folder: Path | str, episodes: Sequence[TrackedEpisode]) -> None:
     rows: list[dict[str, Any]] = []
     for e in episodes:
         rows.append({"frame": frame, "frames": len(e.frames), "clip": clip, "clips": len(e.tracks),
-                     "instruction": e.instruction})  # fmt: skip
+                     "instruction": e.instruction, "success": e.success,
+                     "progress": None if e.progress is None else np.round(e.progress, 4).tolist()})  # fmt: skip
         files["frames"][frame : frame + len(e.frames)] = e.frames
         files["tracks"][clip : clip + len(e.tracks)] = np.rint(e.tracks * UNITS).astype(np.int16)
         files["seen"][clip : clip + len(e.tracks)] = np.packbits(e.visible, axis=-1)
@@ -157,10 +160,10 @@ class Shard:
             raise ValueError(f"{folder} has layout {index.get('layout')}, this version reads {LAYOUT}; write it again")
         self.frames, self.tracks, self.seen = parts["frames"], parts["tracks"], parts["seen"]
         self.clip, self.episodes = int(index["clip"]), index["episodes"]
-        self._episode = np.repeat(np.arange(len(self.episodes)), [e["clips"] for e in self.episodes])
+        self.episode_of = np.repeat(np.arange(len(self.episodes)), [e["clips"] for e in self.episodes])
 
     def __len__(self) -> int:
-        return len(self._episode)
+        return len(self.episode_of)
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Clips to train on and to validate on; an episode's clips are all on one side."""
@@ -168,7 +171,7 @@ class Shard:
         if not 0 <= held < len(self.episodes):
             raise ValueError(f"a share of {fraction} of {len(self.episodes)} episodes leaves none to train on")
         chosen = np.random.default_rng(seed).permutation(len(self.episodes))[:held]
-        aside = np.isin(self._episode, chosen)
+        aside = np.isin(self.episode_of, chosen)
         return np.flatnonzero(~aside), np.flatnonzero(aside)
 
     def flow(self, clips: np.ndarray) -> Tracked:
@@ -180,7 +183,7 @@ class Shard:
         """uint8 [B, history, Y, X, 3] up to each clip's first frame, and [B, F-1, Y, X, 3] after it.
 
         Before an episode its first frame is repeated."""
-        rows = [self.episodes[i] for i in self._episode[clips]]
+        rows = [self.episodes[i] for i in self.episode_of[clips]]
         first = np.array([r["frame"] for r in rows])
         now = first + clips - np.array([r["clip"] for r in rows])
         behind = np.maximum(now[:, None] - np.arange(history)[::-1], first[:, None])
@@ -188,7 +191,7 @@ class Shard:
 
     def instructions(self, clips: np.ndarray) -> list[str]:
         """One per clip."""
-        return [self.episodes[i]["instruction"] for i in self._episode[clips]]
+        return [self.episodes[i]["instruction"] for i in self.episode_of[clips]]
 
 
 def pad_clips(clips: np.ndarray, *, history: int) -> np.ndarray:
