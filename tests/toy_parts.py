@@ -19,7 +19,9 @@ from rl.types import Segment
 
 POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
 HAVE_DIFFUSERS = importlib.util.find_spec("diffusers") is not None  # which VPP needs
-FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml") if path.stem != "vpp" or HAVE_DIFFUSERS)
+MODULES = {"flip"}  # files of modules that are trained in stages and decide nothing: there is no policy to have laws
+ABSENT = set() if HAVE_DIFFUSERS else {"vpp"}
+FAMILIES = sorted(path.stem for path in POLICIES.glob("*.yaml") if path.stem not in MODULES | ABSENT)
 DISCRETE = ("categorical", "spoc")
 TINY_SPOC = {"width": 16, "heads": 2, "fusion_layers": 1, "fusion_hidden": 16, "decoder_layers": 1, "grid": [2, 2],
              "window": 4, "vision": "tiny", "text": "tiny", "in_hand": ""}  # fmt: skip

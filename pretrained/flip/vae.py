@@ -7,12 +7,14 @@ same on every call. What is normalised how is this class's business: pictures co
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrained import checkpoint
 from pretrained.flip.quirks import choose
 from pretrained.types import Rng, randn
 
@@ -28,7 +30,7 @@ class Autoencoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.quirks = choose(quirks, switches)
-        self.model: Any = _tiny() if model == TINY else _load(model)
+        self.model: Any = _tiny() if model == TINY else _trained(model) or _load(model)
         self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)
         self.scale = float(getattr(self.model.config, "scaling_factor", None) or SCALE)
         mean, std = IMAGENET if self.quirks.pixels == "imagenet" else ((0.5,) * 3, (0.5,) * 3)
@@ -66,6 +68,15 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             latents = self.encode(pictures)
         return F.mse_loss(self.raw(latents) / self.std, pictures / self.std)
+
+    def whole_loss(self, pictures: Tensor, rng: Rng) -> Tensor:
+        """As `loss`, for encoder and decoder together. Latents are held near unit variance after scaling, and their
+        noise near 1 before it, as those of Stable Diffusion's have it."""
+        found = self.model.encode((pictures - self.mean) / self.std).latent_dist
+        latents = found.mean + found.std * randn(found.mean.shape, rng, found.mean.device)
+        error = F.mse_loss(self.model.decode(latents).sample, (pictures - self.mean) / self.std)
+        spread = ((self.scale * found.mean) ** 2).mean().log() ** 2
+        return error + 1e-2 * spread + 1e-4 * (found.logvar**2).mean()
 
     def tune_decoder(self) -> None:
         """Only the decoder learns, so that latents stay those that a video model knows."""
@@ -110,6 +121,16 @@ def ssim(pictures: Tensor, target: Tensor) -> float:
     low, contrast = 0.01**2, 0.03**2
     found = (2 * mx * my + low) * (2 * both + contrast) / ((mx**2 + my**2 + low) * (vx + vy + contrast))
     return float(found.mean())
+
+
+def _trained(model: str) -> Any:
+    """The autoencoder of a checkpoint of stage=vae; None if `model` is no such folder."""
+    if not ((Path(model) / checkpoint.MANIFEST).is_file() or checkpoint.steps(model)):
+        return None
+    policy: Any = checkpoint.load_policy(checkpoint.find(model))
+    if not isinstance(getattr(policy, "vae", None), Autoencoder):
+        raise ValueError(f"{model} holds a {type(policy).__name__}, expected a checkpoint of stage=vae")
+    return policy.vae.model
 
 
 def _load(model: str) -> Any:

@@ -65,8 +65,11 @@ class ValueModel(nn.Module):
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """[N, D]"""
-        device = self.model.positional_embedding.device
-        return self.model.texts(self._tokens(texts, self.model.sizes.words).to(device))
+        return self.model.texts(self.tokens(texts).to(self.model.positional_embedding.device))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """int64 [N, S]"""
+        return self._tokens(texts, self.model.sizes.words)
 
     def prepare(self, pictures: Tensor) -> Tensor:
         """[B, 3, Y, X] in [0, 1] -> normalised, square, of the model's size."""
