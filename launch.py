@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,6 +109,15 @@ def serve(words: list[str], dry: bool) -> int:
         server = make_server(_made(tree))
         print(f"serving {tree['checkpoint']} on ws://{tree['host']}:{server.port}", flush=True)
         server.forever()
+    return 0
+
+
+def plan(words: list[str], dry: bool) -> int:
+    """Let FLIP plan in pictures."""
+    if tree := _tree("plan", words, dry):
+        from pretrained.flip.plan import make_plan as work
+
+        print(work(_made(tree)))
     return 0
 
 
@@ -234,10 +242,11 @@ def doctor(words: list[str], dry: bool) -> int:
     if not dry and words:
         from configs.load import load
         from envs.build import locate
+        from envs.doctor import simulator
 
         config = _made(load("collect", words)["env"])
         rows += getattr(locate(config.sim["_target_"]), "needs", lambda sim: [])(config.sim)
-        rows += _simulator(config)
+        rows += simulator(config)
     width = max(len(r[0]) for r in rows)
     for name, value, verdict in rows:
         print(f"  {name:<{width}}  {verdict:<4}  {value}")
@@ -286,44 +295,6 @@ def _machine() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _simulator(config: Any) -> list[tuple[str, str, str]]:
-    """Start two children of a simulator, take random steps, and put them through the environment laws."""
-    import numpy as np
-
-    from envs.check import check_vector, sample_action
-    from envs.vector import SimVector
-
-    began = time.perf_counter()
-    vector = SimVector([config, config])
-    try:
-        spec = vector.env_spec
-        rows = [("simulator", f"{spec.env_id}: started in {time.perf_counter() - began:.1f} s", "ok")]
-        rows.append(
-            ("tasks", f"{len(spec.tasks)}: {', '.join(spec.tasks[:12])}{' ...' if spec.tasks[12:] else ''}", "ok")
-        )
-        rows.append(("cameras", ", ".join(f"{k} {y}x{x}" for k, (y, x) in spec.cameras.items()), "ok"))
-        rows.append(("actions", f"{', '.join(spec.actions)} ({spec.action_convention}, {spec.control_hz:g} Hz)", "ok"))
-        rng = np.random.default_rng(0)
-        vector.send_reset(0, spec.tasks[0], 0)
-        vector.wait()
-        vector.take(0)
-        began, steps = time.perf_counter(), 0
-        for _ in range(20):
-            vector.send_step(0, sample_action(spec, rng)[None])
-            vector.wait()
-            arrival = vector.take(0)
-            steps += arrival.executed
-            if arrival.kind == "failed" or arrival.terminated or arrival.truncated:
-                break
-        rows.append(("random steps", f"{steps} rendered, {steps / (time.perf_counter() - began):.0f} per second", "ok"))
-        rows += [(f"law: {law}", "holds", "ok") for law in check_vector(vector)]
-    except AssertionError as e:
-        rows.append(("law", str(e), "BAD"))
-    finally:
-        vector.close()
-    return rows
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +307,7 @@ VERBS = {
     "finetune": Verb("improve a checkpoint by PPO", "finetune checkpoint=runs/pretrain algo=reinflow", finetune),
     "evaluate": Verb("measure a checkpoint", "evaluate checkpoint=runs/finetune episodes=100", evaluate),
     "serve": Verb("answer a robot's observations over a WebSocket", "serve policy=runs/finetune port=8765", serve),
+    "plan": Verb("plan in pictures with FLIP's modules", "plan demos=runs/tracks episode=3", plan),
     "report": Verb("write the HTML page of a run", "report runs/demo", report),
     "demo": Verb("all of it: collect, pretrain, fine-tune, evaluate, report", "demo run=demo seed=1", demo),
 }
