@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pretrained import checkpoint
 from pretrained.demos.clips import TrackReader
+from pretrained.flip import measure
 from pretrained.flip.plan import PlanRun, make_plan
 from pretrained.flip.stage import FlowStage, ValueStage, VideoStage
 from tests.pretrained.test_flip_stage import NODE, shard
@@ -86,3 +88,25 @@ def test_modules_of_other_stages_and_other_pictures_are_refused(run: PlanRun, tm
     wide = {"demos": "", "picture": str(tmp_path / "wide.png"), "instruction": "go"}
     with pytest.raises(ValueError, match=r"of 32x48, the models see 32x32"):
         make_plan(changed(run, **wide))
+
+
+def test_modules_are_measured(run: PlanRun, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [f"--{name}={getattr(run, name)}" for name in ("flow", "video", "value")]
+    sizes = ["--history=3", "--fraction=0.5", "--clips=3", "--calls=2", f"--others={run.demos}"]
+    measure.main([run.demos, *paths, *sizes])
+    out = json.loads(capsys.readouterr().out)
+    assert out["held_out_episodes"] == 1
+    # Points on the square move by two pixels per step: by 2, 4, 6, 8 and 10 in five.
+    assert out["flow"]["still"] == {"ade": [6.0] * 3, "ltdr": [pytest.approx((0.0 + 0.2 + 0.6) / 3, abs=1e-4)] * 3}
+    assert 0 < out["flow"]["mean_motion"]["ade"][0] < 6  # the other episode moves likewise
+    assert out["flow"]["drawn"]["ade"][0] > 0
+    assert set(out["video"]) == {"true_tracks", "drawn_tracks", "autoencoder", "copy"}
+    assert 0 < out["video"]["copy"][0] < 20
+    assert (out["value"]["successes"], out["value"]["failures"], out["value"]["auroc"]) == (1, 0, None)
+    assert out["value_of_others"]["successes"] == 2
+    assert measure.interval([1.0, 3.0])[0] == 2
+    area = measure._auroc(np.array([0.9, 0.8, 0.3, 0.2]), np.array([True, False, True, False]))
+    assert area is not None
+    assert area[0] == 0.75
+    with pytest.raises(ValueError, match="holds none out"):
+        measure.main([run.demos, "--fraction=0.1"])
