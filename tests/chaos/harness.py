@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl.audit import audit
+from rl.invariants import broken
 from rl.ledger import account, read
 from tests.chaos.processes import commands, family, gone, harm, members
 
@@ -203,7 +203,7 @@ class Chaos:
     def check(self) -> list[str]:
         """What the audit finds; asked again a few times, as the run goes on while its files are read."""
         for _ in range(4):
-            wrong = audit(self.out)
+            wrong = broken(self.out)
             if not wrong:
                 return []
             time.sleep(0.5)
@@ -222,7 +222,7 @@ class Chaos:
         status = self.driver.wait(timeout=300)
         orphans = gone(self.left, 60.0)
         total = account(self.ledger)
-        wrong = audit(self.out) + ([] if status == 0 else [f"the last run ended with status {status}"])
+        wrong = broken(self.out) + ([] if status == 0 else [f"the last run ended with status {status}"])
         return {
             "strikes": [asdict(s) for s in self.strikes],
             "rounds": self.rounds(),

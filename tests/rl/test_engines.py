@@ -14,8 +14,8 @@ import pytest
 
 import rl.rollout
 from pretrained.checkpoint import find, load_learner
-from rl.audit import audit
 from rl.finetune import FinetuneRun, Start, finetune
+from rl.invariants import broken
 from rl.ledger import account, read
 from tests.toy_parts import SUCCESS, checkpoint, seed_of, toy
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_equals_one_of_one_piece_to_the_bit(runs: dict[str, Path])
     parts, whole = (find(runs[name]) for name in ("ray", "whole"))
     for name in ("policy.safetensors", "learner.safetensors"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
-    assert [audit(path) for path in runs.values()] == [[], [], [], []]
+    assert [broken(path) for path in runs.values()] == [[], [], [], []]
 
 
 def _episodes(out: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
-from rl.audit import audit
 from rl.finetune import FinetuneRun, bottleneck, finetune
+from rl.invariants import broken
 from rl.ledger import account, alone, read, surviving
 from rl.types import Segment
 from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
@@ -124,7 +124,7 @@ def test_a_resumed_run_equals_one_of_one_piece_to_the_bit(tmp_path: Path, family
     shutil.rmtree(parts / "step_000003")  # as if it had been killed after round 3: this goes on from 2
     finetune(settings(trained, parts, iterations=4, **fields))
     alike(whole, parts)
-    assert audit(whole) == audit(parts) == []
+    assert broken(whole) == broken(parts) == []
     total = account(read(parts / "ledger.jsonl"))
     assert (total.abandoned, total.in_flight) == (1, 2 * fields["num_workers"])
 
@@ -137,7 +137,7 @@ def test_episodes_that_do_not_repeat_are_lost_and_nothing_else(trained: Path, tm
     finetune(settings(trained, tmp_path, iterations=3, env=toy(max_steps=40, hold=1, crash_at=2)))
     failed = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode" and not r["valid"]]
     assert {r["cause"].split(":")[0] for r in failed[:2]} == {"crashed"}
-    assert audit(tmp_path) == []
+    assert broken(tmp_path) == []
 
 
 def test_a_diverged_replay_is_noticed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_a_diverged_replay_is_noticed(trained: Path, tmp_path: Path, monkeypatch
     finetune(settings(trained, tmp_path, iterations=3, env=toy(max_steps=40)))
     failed = [r for r in read(tmp_path / "ledger.jsonl") if r["event"] == "episode" and not r["valid"]]
     assert [r["cause"].split(":")[0] for r in failed] == ["diverged", "diverged"]
-    assert audit(tmp_path) == []
+    assert broken(tmp_path) == []
 
 
 def test_one_process_at_a_time(trained: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(
         finetune(settings(trained, tmp_path, save_every=1))
     monkeypatch.undo()
     finetune(settings(trained, tmp_path, save_every=1))
-    assert audit(tmp_path) == []
+    assert broken(tmp_path) == []
     assert [r["iteration"] for r, counts in surviving(read(tmp_path / "ledger.jsonl"))
             if counts and r["event"] == "iteration"] == [1, 2, 3]  # fmt: skip
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rl.audit import audit
 from rl.finetune import FinetuneRun, finetune
+from rl.invariants import broken
 from tests.toy_parts import SUCCESS, checkpoint, toy
 
 ALGO = {"epochs": 1, "minibatches": 1, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}
@@ -32,11 +32,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nothing_is_wrong_with_a_continued_run(run: Path) -> None:
-    assert audit(run) == []
+    assert broken(run) == []
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    assert audit(tmp_path) == [f"{tmp_path} holds no ledger.jsonl"]
+    assert broken(tmp_path) == [f"{tmp_path} holds no ledger.jsonl"]
 
 
 def of(records: Records, event: str) -> Records:
@@ -101,18 +101,18 @@ def test_each_broken_promise_is_found(run: Path, tmp_path: Path, harm: Callable[
     records = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     harm(records)
     (out / "ledger.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert any(message in line for line in audit(out)), audit(out)
+    assert any(message in line for line in broken(out)), broken(out)
 
 
 def test_checkpoints_that_do_not_fit_the_ledger(run: Path, tmp_path: Path) -> None:
     out = shutil.copytree(run, tmp_path / "out")
     shutil.rmtree(out / "step_000004")
-    assert audit(out) == ["folder: the ledger tells of checkpoint 4, the newest is step_000002"]
+    assert broken(out) == ["folder: the ledger tells of checkpoint 4, the newest is step_000002"]
     (out / "step_000002" / "policy.safetensors").write_bytes(b"torn")
-    assert audit(out) == ["folder: the ledger tells of checkpoint 4, but there is none"]
+    assert broken(out) == ["folder: the ledger tells of checkpoint 4, but there is none"]
     out = shutil.copytree(run, tmp_path / "other")
     state = json.loads((out / "step_000004" / "learner.json").read_text())
     assert state["loop"]["iteration"] == 4
     lines = (out / "ledger.jsonl").read_text().splitlines()
     (out / "ledger.jsonl").write_text("\n".join(x for x in lines if '"iteration": 4' not in x) + "\n")
-    assert any("the ledger says nothing" in line for line in audit(out))
+    assert any("the ledger says nothing" in line for line in broken(out))

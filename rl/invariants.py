@@ -21,7 +21,7 @@ SLACK_S = 0.5  # per life: what short runs may differ by, as clocks are read one
 Record = Mapping[str, Any]
 
 
-def audit(run_dir: Path) -> list[str]:
+def broken(run_dir: Path) -> list[str]:
     """Everything that is wrong with a run that is not at work at present; empty if nothing is."""
     records = list(read(run_dir / "ledger.jsonl"))
     if not records:
