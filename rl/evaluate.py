@@ -29,6 +29,7 @@ from envs.vector import Arrival, SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
 from pretrained.types import ObsBatch, Policy
+from rl.audit import Audit
 from rl.chains import chain_tables
 from rl.collect import TRAINING_SEEDS, History
 from rl.navigation import Walked, episode_metrics
@@ -55,6 +56,7 @@ class EvaluateRun:
     videos: int = 4  # of the first episodes, as the cameras of `env.video` and those of the policy see them
     policy_overrides: Mapping[str, Any] = field(default_factory=dict)
     proposal: Mapping[str, Any] | None = None  # node
+    rewards: Mapping[str, Any] = field(default_factory=dict)  # of which learned ones are audited
     threads: int = 0  # of torch; 0: leave as it is
     command: str = ""
     quiet: bool = False
@@ -121,6 +123,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "cameras": {name: list(size) for name, size in spec.cameras.items()},
             "videos": videos,
             **({"tables": write_tables(out, list(episodes.walks.values()))} if episodes.walks else {}),
+            **({"audit": episodes.audit.summary()} if episodes.audit.terms else {}),
             "wall_s": round(time.time() - started, 1),
             "command": run.command,
         }
@@ -143,7 +146,8 @@ def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Pro
             good = [r for r in done if r.valid]
             bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
 
-        options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal}
+        audit = Audit.of(run.rewards)
+        options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal, "audit": audit}
         episodes = Episodes(vector, policy, plan, report=report, **options)
         episodes.run()
     return episodes
@@ -180,8 +184,10 @@ class Episodes:
         videos: int = 0,
         report: Callable[[Sequence[EpisodeRecord]], None] | None = None,
         proposal: Proposal | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
+        self.audit = audit or Audit({})
         self.report, self.proposal = report, proposal
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(vector.num_envs)
@@ -281,6 +287,7 @@ class Episodes:
             return False
         assert arrival.obs is not None
         self.history.push(i, arrival.obs, first=arrival.kind == "reset" or arrival.renewed)
+        self.audit.see(live.plan, arrival.obs, first=arrival.kind == "reset")
         if arrival.kind == "reset":
             if walks_in(self.vector.env_spec):
                 live.walk = Walk(self.vector.env_spec, arrival.obs)
@@ -303,6 +310,8 @@ class Episodes:
         env = self.vector.env_spec.env_id
         record = EpisodeRecord(env, live.task, live.seed, success, live.length, live.reward, not cause, cause)
         self.done[live.plan] = record
+        if not cause:
+            self.audit.end(live.plan, success=success)
         if live.walk is not None and not cause:
             self.walks[live.plan] = live.walk.walked(record)
         if live.actions and not cause:

@@ -8,6 +8,7 @@ decides in which processes the work is done.
 """
 
 import errno
+import logging
 import os
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from envs.types import EnvConfig
 from pretrained.checkpoint import find, load_learner, load_policy, merge, newest, read_card, save
 from pretrained.progress import Bar
 from pretrained.types import Metrics, Policy
+from rl.audit import Watch
 from rl.border import Border, fits
 from rl.compute import Compute
 from rl.learner import Learner
@@ -35,6 +37,7 @@ from rl.throughput import bottleneck
 from rl.types import EpisodeRecord
 
 WINDOW = 100  # episodes in the running success rate
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ class _Loop:
         self.iteration = int(start.loop.get("iteration", 0))
         self.env_steps = int(start.loop.get("env_steps", 0))
         self.wall_before = float(start.loop.get("wall_s", 0.0))
+        self.watch = Watch()
         self.recent: deque[bool] = deque((bool(x) for x in start.loop.get("recent", [])), maxlen=WINDOW)
         self.started = time.monotonic()
         self.devices: list[str] = []  # of the last round
@@ -286,6 +290,7 @@ class _Loop:
             records.append({"event": "episode", **asdict(episode)})
             if episode.valid:
                 self.recent.append(episode.success)
+        self._audit(iteration)
         records += [{"event": e["kind"], **{k: v for k, v in e.items() if k != "kind"}} for e in iteration.events]
         records.append(
             {
@@ -312,6 +317,19 @@ class _Loop:
             busy, lost = 0.0, lost + busy
         seconds = {"span_s": span, "device_s": total, "busy_s": busy, "idle_s": idle, "lost_s": lost}
         return {k: round(v, 4) for k, v in seconds.items()} | {"devices": len(self.devices)}
+
+    def _audit(self, iteration: Iteration) -> None:
+        """Say so if a learned reward had no judge, or if it is being gamed."""
+        metrics = iteration.metrics
+        for key in [k for k in metrics if k.startswith("audit/") and k.endswith("_lost") and metrics[k]]:
+            name = key.removeprefix("audit/").removesuffix("_lost")
+            iteration.events.append({"kind": "reward_lost", "reward": name})
+        valid = [e for e in iteration.episodes if e.valid]
+        alarms = self.watch.look(metrics, sum(e.success for e in valid), len(valid))
+        for name, words in alarms.items():
+            _log.warning("alarm: reward '%s': %s", name, words)
+            iteration.events.append({"kind": "reward_alarm", "reward": name, "cause": words})
+            metrics[f"audit/{name}_alarm"] = 1.0
 
     def _metrics(self, iteration: Iteration) -> Metrics:
         valid = [e for e in iteration.episodes if e.valid]

@@ -67,6 +67,57 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], level: floa
     return Interval(change, max(-1.0, low), min(1.0, high))
 
 
+def correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Pearson's; NaN if one of them does not vary."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} numbers and {len(b)}: a correlation needs pairs")
+    n = len(a)
+    if n < 2:
+        return float("nan")
+    mean_a, mean_b = sum(a) / n, sum(b) / n
+    both = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
+    squares = sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)
+    return both / sqrt(squares) if squares > 1e-24 else float("nan")
+
+
+def ranks(a: Sequence[float]) -> list[float]:
+    """Places from 1; equal numbers share the mean of theirs."""
+    order = sorted(range(len(a)), key=lambda i: a[i])
+    out, first = [0.0] * len(a), 0
+    while first < len(a):
+        last = first
+        while last + 1 < len(a) and a[order[last + 1]] == a[order[first]]:
+            last += 1
+        for i in order[first : last + 1]:
+            out[i] = (first + last) / 2 + 1
+        first = last + 1
+    return out
+
+
+def auroc(scores: Sequence[float], labels: Sequence[bool], level: float = 0.95) -> Interval:
+    """Chance that a positive scores above a negative, ties counting half; interval of DeLong et al. (1988).
+
+    NaN, from 0 to 1, if a class is missing."""
+    good = [s for s, y in zip(scores, labels, strict=True) if y]
+    bad = [s for s, y in zip(scores, labels, strict=True) if not y]
+    if not good or not bad:
+        return Interval(float("nan"), 0.0, 1.0)
+    wins = [[(g > b) + 0.5 * (g == b) for b in bad] for g in good]
+    area = sum(map(sum, wins)) / (len(good) * len(bad))
+
+    def variance(parts: Sequence[float]) -> float:
+        return sum((p - area) ** 2 for p in parts) / (len(parts) - 1) / len(parts)
+
+    fewer, half = min(len(good), len(bad)), 0.0
+    if fewer > 1:
+        rows = variance([sum(row) / len(bad) for row in wins])
+        columns = variance([sum(column) / len(good) for column in zip(*wins, strict=True)])
+        half = _z(level) * sqrt(rows + columns)
+    if half == 0:  # too few, or perfect separation: what Wilson says of as many trials as the smaller class has
+        return Interval(area, *wilson(round(area * fewer), fewer, level))
+    return Interval(area, max(0.0, area - half), min(1.0, area + half))
+
+
 def _discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
     """Pairs that failed and then succeeded, and the other way round."""
     if len(before) != len(after):

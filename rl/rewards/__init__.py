@@ -32,9 +32,14 @@ def needs(terms: Terms) -> frozenset[str]:
 def combine(terms: Terms, segment: Segment, gamma: float) -> tuple[Tensor, Metrics]:
     """Weighted sum [N, T] of built terms, and each one's weighted mean over the valid decisions.
 
-    The breakdown adds up: `reward/total` is the sum of the others. Decisions that are not valid get 0."""
+    The breakdown adds up: `reward/total` is the sum of the others. Decisions that are not valid get 0. What learned
+    terms report of themselves is under `audit/`."""
     total = torch.zeros_like(segment.env_reward)
     breakdown: Metrics = {}
+    audit: Metrics = {}
+    for _, weight, term in _entries(terms):
+        if weight != 0.0 and hasattr(term, "begin") and all(getattr(segment, need) for need in term.needs):
+            term.begin(segment)  # judges elsewhere work while the others are computed here
     for name, weight, term in _entries(terms):
         if weight == 0.0:
             continue
@@ -51,8 +56,9 @@ def combine(terms: Terms, segment: Segment, gamma: float) -> tuple[Tensor, Metri
         part = weight * _checked(name, term(segment, gamma), segment)
         total = total + part
         breakdown[f"reward/{name}"] = _mean(part, segment.valid)
+        audit |= {f"audit/{name}_{k}": v for k, v in getattr(term, "report", {}).items()}
     breakdown["reward/total"] = _mean(total, segment.valid)
-    return total, breakdown
+    return total, breakdown | audit
 
 
 def _entries(terms: Terms) -> list[tuple[str, float, Any]]:

@@ -27,12 +27,8 @@ class Progress:
         """[N, T] reward of each decision; 0 where the segment is not valid."""
         before, after = self._potential(segment)
         if self.mode == "dense":
-            reward = after
-        else:
-            after = torch.where(segment.terminated, torch.zeros_like(after), after)
-            reward = gamma ** segment.duration.to(after.dtype) * after - before
-        # `where`, not a product: the state of a simulator that failed may be NaN.
-        return torch.where(segment.valid, reward, torch.zeros_like(reward))
+            return torch.where(segment.valid, after, torch.zeros_like(after))
+        return shaped(before, after, segment, gamma)
 
     def _potential(self, segment: Segment) -> tuple[Tensor, Tensor]:
         """Phi before and after each decision, [N, T] each."""
@@ -47,3 +43,11 @@ class Progress:
             raise ValueError(f"progress: '{self.key}' has shape {tuple(phi.shape)}, expected one number each: {shape}")
         phi = phi.reshape(shape)
         return phi[..., 0], phi[..., 1]
+
+
+def shaped(before: Tensor, after: Tensor, segment: Segment, gamma: float) -> Tensor:
+    """F = gamma ** d * Phi(s') - Phi(s) [N, T] (Ng et al. 1999), Phi = 0 at true termination; 0 where not valid."""
+    after = torch.where(segment.terminated, torch.zeros_like(after), after)
+    reward = gamma ** segment.duration.to(after.dtype) * after - before
+    # `where`, not a product: the state of a simulator that failed may be NaN.
+    return torch.where(segment.valid, reward, torch.zeros_like(reward))

@@ -412,3 +412,37 @@ def test_contract_with_rllib() -> None:
         assert name in vars(Runner)
         assert callable(getattr(Checkpointable, name))
     assert issubclass(TorchRLModule, Checkpointable)
+
+
+def test_a_judge_that_dies_is_replaced_once_and_then_done_without(tmp_path: Path) -> None:
+    from envs.types import EnvSpec
+    from pretrained.checkpoint import save
+    from pretrained.flip.stage import ValueStage
+    from rl.scorer import RemoteScorer, ScorerLost
+    from tests.toy_parts import toy_spec
+
+    env: EnvSpec = toy_spec()
+    node: dict[str, Any] = {"_target_": "pretrained.flip.stage.ValueStage",
+                            "value": {"_target_": "pretrained.flip.value.ValueModel", "clip": "tiny",
+                                      "tokenizer": "bytes"}}  # fmt: skip
+    save(tmp_path / "value", ValueStage(env=env, value=node["value"]), node=node, env=env)  # type: ignore[arg-type]
+    judge = {"_target_": "pretrained.flip.judge.LivJudge", "checkpoint_path": str(tmp_path / "value"),
+             "calibration": [2.0, 0.0], "device": "cpu"}  # fmt: skip
+    scorer = RemoteScorer(judge, num_gpus=0.0, restarts=1, timeout_s=120.0, batch=2)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+    def ask() -> np.ndarray:
+        scorer.ask(frames, ["reach"] * 3)
+        return scorer.answer()
+
+    first = ask()
+    assert ((first > 0) & (first < 1)).all()
+    ray.kill(scorer.actor)
+    with pytest.raises(ScorerLost, match="Actor"):
+        ask()
+    np.testing.assert_allclose(ask(), first)  # by another actor
+    ray.kill(scorer.actor)
+    with pytest.raises(ScorerLost, match="Actor"):
+        ask()
+    with pytest.raises(ScorerLost, match="not started again"):
+        ask()
