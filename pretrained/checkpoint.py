@@ -34,7 +34,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # A stage may attach these to weights that were trained without them; anything else that is missing is an error.
 NEW_HEADS = ("noise.", "critic.", "kernel.", "base.")
-NEW_HEAD_WORDS = ("log_std",)
+NEW_HEAD_WORDS = ("log_std", "actor.plan.")
 # What a policy cannot survive a change of. Tasks, step limits and privileged state may differ.
 BINDING = ("cameras", "proprio", "actions", "action_convention", "low", "high", "num_actions", "control_hz")
 # Sampling settings that an override may change without touching the weights' meaning.

@@ -69,7 +69,9 @@ class ChunkPolicy(nn.Module):
         augment: int = 4,
         greedy_start: str = "sample",
         tuned_links: int | None = None,
+        plan: Mapping[str, Any] | None = None,
     ) -> None:
+        """`plan`: node of what looks at a proposal's plan, such as `pretrained.flip.condition.PlanEncoder`."""
         super().__init__()
         self.kernel: Kernel = build(kernel)
         self.spec = PolicySpec.of(
@@ -96,6 +98,8 @@ class ChunkPolicy(nn.Module):
         if self.frozen_encoder:
             self.encoder.requires_grad_(False)
         self._build_actor(fusion, network, width, memory)
+        if plan is not None:
+            self.actor["plan"] = build(plan, width=width)
         self.critic = Critic(width + history * env.proprio_dim, width=critic_width)
         self.base = FrozenActor(*self._tuned_parts()) if self.spec.frozen_links else None
         self.register_load_state_dict_post_hook(_renew_base)
@@ -167,7 +171,8 @@ class ChunkPolicy(nn.Module):
             images = {c: x[f"image/{c}"].flatten(0, 1) for c in self.spec.cameras}
             pooled = towers.embed_images(images).view(b, -1) if images else proprio.new_zeros(b, 0)
             text = towers.embed_text(x["tokens"])
-        return actor["fusion"](pooled, text, proprio), proprio
+        fused = actor["fusion"](pooled, text, proprio)
+        return (fused + actor["plan"](x) if "plan" in actor else fused), proprio
 
     def _base(self, x: Features) -> chain.Base | None:
         """Who draws the links that are not fine-tuned."""
