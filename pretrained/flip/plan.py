@@ -20,7 +20,7 @@ from envs.record import write_video
 from pretrained import checkpoint
 from pretrained.demos.tracks import Shard
 from pretrained.flip.imagine import Imagination
-from pretrained.flip.planner import Plan, Planner
+from pretrained.flip.planner import Future, Plan, Planner
 from pretrained.flip.text import check_same
 
 ENLARGE, MOVED = 4, 1.0  # of the overlay; pixels by which a point must move to be drawn
@@ -102,16 +102,27 @@ def load_modules(
 
 def search(world: Imagination, planner: Planner, picture: Tensor, sentence: str, *, seed: int) -> tuple[Plan, float]:
     """A plan from one picture [3, Y, X] in [0, 1], and the seconds it took."""
-    if tuple(picture.shape[1:]) != world.flow.size:
-        raise ValueError(
-            f"the picture is of {picture.shape[1]}x{picture.shape[2]}, the models see {world.flow.size[0]}x"
-            f"{world.flow.size[1]}; resize it, or use models of its resolution"
-        )
     began = time.perf_counter()
-    place = next(world.flow.parameters()).device
-    plan = planner.plan(picture.to(place), lambda seen, rngs: world.imagine(seen, [sentence] * len(seen), rngs),
-                        history=world.history, seed=seed)  # fmt: skip
+    plan = search_many(world, planner, [picture], [sentence], seeds=[seed])[0]
     return plan, time.perf_counter() - began
+
+
+def search_many(
+    world: Imagination, planner: Planner, pictures: Sequence[Tensor], sentences: Sequence[str], *, seeds: Sequence[int]
+) -> list[Plan]:
+    """Plans from several pictures, in one batch. Raises ValueError if they are of another size than the models see."""
+    for picture in pictures:
+        if tuple(picture.shape[1:]) != world.flow.size:
+            raise ValueError(
+                f"the picture is of {picture.shape[1]}x{picture.shape[2]}, the models see {world.flow.size[0]}x"
+                f"{world.flow.size[1]}; resize it, or use models of its resolution"
+            )
+    place = next(world.flow.parameters()).device
+
+    def imagine(seen: Tensor, rngs: Sequence[torch.Generator], owners: Sequence[int]) -> Future:
+        return world.imagine(seen, [sentences[i] for i in owners], rngs)
+
+    return planner.plan_many([p.to(place) for p in pictures], imagine, history=world.history, seeds=seeds)
 
 
 def overlay(plan: Plan, points: Tensor) -> np.ndarray:

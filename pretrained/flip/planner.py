@@ -27,6 +27,9 @@ class Future:
 
 Imagine = Callable[[Tensor, Sequence[torch.Generator]], Future]  # pictures [M, L, 3, Y, X], one generator per row
 
+# Also, per row, the number of the picture that it started from.
+ImagineMany = Callable[[Tensor, Sequence[torch.Generator], Sequence[int]], Future]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,16 +79,37 @@ class Planner:
         """Plan from one picture [3, Y, X] in [0, 1], which stands for the last `history` ones.
 
         Raises ValueError if an imagined picture or a score is not finite."""
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise ValueError(f"plan from one picture [3, Y, X], got {list(picture.shape)}")
-        team = _Team(self, picture, history, seed)
+        return self.plan_many([picture], lambda seen, rngs, owners: imagine(seen, rngs), history=history,
+                              seeds=[seed])[0]  # fmt: skip
+
+    @torch.no_grad()
+    def plan_many(
+        self, pictures: Sequence[Tensor], imagine: "ImagineMany", *, history: int, seeds: Sequence[int]
+    ) -> list["Plan"]:
+        """As `plan`, from several pictures, with one seed each; all their candidates are imagined in one batch."""
+        for picture in pictures:
+            if picture.ndim != 3 or picture.shape[0] != 3:
+                raise ValueError(f"plan from one picture [3, Y, X], got {list(picture.shape)}")
+        teams = [_Team(self, p, history, s) for p, s in zip(pictures, seeds, strict=True)]
+        active = list(range(len(teams)))
         for segment in range(self.segments):
-            last = team.advance(imagine)
-            if (segment + 1) % self.replace_every == 0 and segment > 0:
-                team.replace(segment)
-            if self.stop_at is not None and float(last.max()) >= self.stop_at:
+            asked = [teams[i].rows() for i in active]
+            owners = [i for i, rows in zip(active, asked, strict=True) for _ in range(len(rows))]
+            future = imagine(torch.cat(asked), [g for i in active for g in teams[i].rngs], owners)
+            _check(future, len(owners), asked[0])
+            first, going = 0, []
+            for i, rows in zip(active, asked, strict=True):
+                own = slice(first, first + len(rows))
+                last = teams[i].take(Future(future.flow[own], future.video[own], future.scores[own]))
+                first = own.stop
+                if (segment + 1) % self.replace_every == 0 and segment > 0:
+                    teams[i].replace(segment)
+                if self.stop_at is None or float(last.max()) < self.stop_at:
+                    going.append(i)
+            active = going
+            if not active:
                 break
-        return team.finish()
+        return [team.finish() for team in teams]
 
 
 class _Team:
@@ -105,16 +129,17 @@ class _Team:
         self.scores: list[Tensor] = []
         self.record = Record()
 
-    def advance(self, imagine: Imagine) -> Tensor:
-        """One segment; the scores [beams] of what the beams keep."""
+    def rows(self) -> Tensor:
+        """Pictures [M, L, 3, Y, X] to go on from: those of each beam's candidates, then the last beam's."""
+        of = torch.arange(self.searching).repeat_interleave(self.settings.candidates)
+        return self.history[torch.cat([of, torch.arange(self.searching, self.beams)])]
+
+    def take(self, future: Future) -> Tensor:
+        """What was imagined from `rows`; the scores [beams] of what the beams keep."""
         a, searching = self.settings.candidates, self.searching
-        of = torch.arange(searching).repeat_interleave(a)
-        of = torch.cat([of, torch.arange(searching, self.beams)])  # the beam of each row
-        future = imagine(self.history[of], self.rngs)
-        _check(future, len(of), self.history)
         tried = future.scores[: searching * a].unflatten(0, (searching, a))
         best = tried.argmax(1)
-        rows = torch.cat([torch.arange(searching) * a + best.cpu(), torch.arange(searching * a, len(of))])
+        rows = torch.cat([torch.arange(searching) * a + best.cpu(), torch.arange(searching * a, len(future.scores))])
         self.flows.append(future.flow[rows][:, :, 1:].clone())
         self.videos.append(future.video[rows].clone())
         self.scores.append(future.scores[rows].clone())

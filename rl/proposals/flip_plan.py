@@ -7,15 +7,13 @@ first ratio stays 1. A planner that fails gives an empty plan and says so; nothi
 import hashlib
 import logging
 from collections import OrderedDict
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pretrained.flip.imagine import Imagination
-from pretrained.flip.plan import load_modules, search
-from pretrained.flip.planner import Planner
+from pretrained.flip.plan import load_modules, search_many
+from pretrained.flip.planner import Plan, Planner
 from pretrained.types import ObsBatch, Rng
 
 KEPT = 512  # plans that are remembered, if the seed is fixed
@@ -65,8 +63,44 @@ class FlipPlan:
             )
         rngs = [rng] * len(obs) if isinstance(rng, torch.Generator) else list(rng)
         pictures = torch.as_tensor(obs.images[self.camera])[:, -1]
-        plans = [self._plan(p, text, g) for p, text, g in zip(pictures, obs.texts, rngs, strict=True)]
-        return {k: torch.stack([plan[k] for plan in plans]) for k in plans[0]}
+        # Drawn even if not used, so that what follows does not depend on what is remembered.
+        drawn = [int(torch.randint(2**31, (), generator=g)) for g in rngs]
+        seeds = drawn if self.seed is None else [self.seed] * len(drawn)
+        keys = [hashlib.blake2b(p.numpy().tobytes() + t.encode(), digest_size=16).digest()
+                for p, t in zip(pictures, obs.texts, strict=True)]  # fmt: skip
+        new = [i for i, key in enumerate(keys) if self.seed is None or key not in self._known]
+        made = dict(zip(new, self._search(pictures[new], [obs.texts[i] for i in new], [seeds[i] for i in new]),
+                        strict=True)) if new else {}  # fmt: skip
+        hints = [self._known[keys[i]] if i not in made else made[i] or self._none() for i in range(len(obs))]
+        if self.seed is not None:
+            self._known.update({keys[i]: plan for i, plan in made.items() if plan})
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return {k: torch.stack([h[k] for h in hints]) for k in hints[0]}
+
+    def _search(self, pictures: Tensor, texts: list[str], seeds: list[int]) -> list[dict[str, Tensor]]:
+        """The hints of each picture, {} where planning failed; in one batch unless that fails."""
+        seen = pictures.permute(0, 3, 1, 2).float() / 255
+        try:
+            return [self._hints(plan) for plan in search_many(self.world, self.planner, list(seen), texts, seeds=seeds)]
+        except (ValueError, RuntimeError) as e:
+            if len(texts) > 1:  # one bad picture must not cost the others their plans
+                return [self._search(pictures[i : i + 1], texts[i : i + 1], seeds[i : i + 1])[0]
+                        for i in range(len(texts))]  # fmt: skip
+            self.failures += 1
+            log.warning("no plan, the policy acts without one (%d so far): %s", self.failures, e)
+            return [{}]
+
+    @torch.no_grad()
+    def _hints(self, plan: Plan) -> dict[str, Tensor]:
+        """Without N."""
+        start = self.world.points.cpu()[:, None]
+        size = torch.tensor(self.world.flow.size[::-1], dtype=torch.float32)
+        tracks = 2 * (torch.cat([start, plan.flow[0].cpu().float()], 1) + 0.5) / size - 1
+        hints = {"plan/tracks": tracks, "plan/given": torch.ones(1)}
+        if self.goals:
+            hints["plan/goals"] = self.world.value.pictures(plan.video.flatten(0, 1)).float().cpu()
+        return hints
 
     def _none(self) -> dict[str, Tensor]:
         """No plan."""
@@ -75,31 +109,3 @@ class FlipPlan:
         if self.goals:
             out["plan/goals"] = torch.zeros(self.planner.segments * world.video.frames, world.value.model.sizes.embed)
         return out
-
-    @torch.no_grad()
-    def _plan(self, picture: Tensor, text: str, rng: torch.Generator) -> dict[str, Tensor]:
-        """The hints of one observation, without N; no plan if planning failed."""
-        # Drawn even if not used, so that what follows does not depend on what is remembered.
-        drawn = int(torch.randint(2**31, (), generator=rng))
-        seed = drawn if self.seed is None else self.seed
-        key = hashlib.blake2b(picture.numpy().tobytes() + text.encode(), digest_size=16).digest()
-        if self.seed is not None and key in self._known:
-            return self._known[key]
-        try:
-            plan, _ = search(self.world, self.planner, picture.permute(2, 0, 1).float() / 255, text, seed=seed)
-        except (ValueError, RuntimeError) as e:
-            self.failures += 1
-            log.warning("no plan, the policy acts without one (%d so far): %s", self.failures, e)
-            return self._none()
-        start = self.world.points.cpu()[:, None]
-        tracks = torch.cat([start, plan.flow[0].cpu().float()], 1)
-        size: Any = np.array(self.world.flow.size[::-1], dtype=np.float32)
-        tracks = 2 * (tracks + 0.5) / torch.from_numpy(size) - 1
-        hints = {"plan/tracks": tracks, "plan/given": torch.ones(1)}
-        if self.goals:
-            hints["plan/goals"] = self.world.value.pictures(plan.video.flatten(0, 1)).float().cpu()
-        if self.seed is not None:
-            self._known[key] = hints
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        return hints

@@ -157,6 +157,25 @@ def test_restarts_are_plans_of_their_own() -> None:
     assert plan.value >= alone.value - 1e-6
 
 
+def test_several_pictures_at_once_are_planned_as_alone() -> None:
+    starts, seeds, world = [START, START + 0.3, START - 0.4], [1, 2, 3], Random()
+    planner, asked = Planner(segments=12, replace_every=2, stop_at=0.7), []
+
+    def imagine(history: Tensor, rngs: Sequence[torch.Generator], owners: Sequence[int]) -> Future:
+        asked.append(list(owners))
+        return world(history, rngs)
+
+    together = planner.plan_many(starts, imagine, history=3, seeds=seeds)
+    for start, seed, plan in zip(starts, seeds, together, strict=True):
+        alone = planner.plan(start, Random(), history=3, seed=seed)
+        torch.testing.assert_close(plan.video, alone.video)
+        assert plan.record.chosen == alone.record.chosen
+        assert plan.record.replaced == alone.record.replaced
+    lengths = [len(plan.scores) for plan in together]
+    assert len(set(lengths)) > 1  # they arrive at different times, and are asked about no longer then
+    assert [len(set(owners)) for owners in asked] == [sum(n > i for n in lengths) for i in range(max(lengths))]
+
+
 def test_discounts() -> None:
     plan = Planner(segments=3, gamma=0.5).plan(START, Random(), history=3)
     assert plan.value == pytest.approx(float((plan.scores * torch.tensor([1, 0.5, 0.25])).sum()), abs=1e-6)

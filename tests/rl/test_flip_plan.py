@@ -52,6 +52,8 @@ def test_same_seed_same_plan_and_a_row_is_its_own(world: Imagination) -> None:
     pictures = seen().images["front"][1:]
     alone = proposal(ObsBatch({"front": pictures}, np.zeros((1, 1, 1)), ["reach the red target"]), generators(2))
     torch.testing.assert_close(alone["plan/tracks"][0], both["plan/tracks"][1])
+    goals = FlipPlan(world=world, camera="front", goals=True, segments=2)(seen(), generators(1, 2))["plan/goals"]
+    assert goals.shape == (2, 2 * 5, 32)
     # Points begin where the grid says, as shares of the picture.
     torch.testing.assert_close(both["plan/tracks"][0, :, 0], 2 * (world.points + 0.5) / 16 - 1)
 
