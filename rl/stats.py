@@ -1,6 +1,6 @@
 """Intervals and tests for success rates. Standard library only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -116,6 +116,26 @@ def auroc(scores: Sequence[float], labels: Sequence[bool], level: float = 0.95) 
     if half == 0:  # too few, or perfect separation: what Wilson says of as many trials as the smaller class has
         return Interval(area, *wilson(round(area * fewer), fewer, level))
     return Interval(area, max(0.0, area - half), min(1.0, area + half))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that one false alarm among all is as rare as said (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def best(outcomes: Mapping[str, Sequence[bool]]) -> str:
+    """The name with the highest success rate, the first of equals; those without outcomes cannot win.
+
+    Its rate on the same episodes is too good to be true: report another one, on episodes that it was not chosen by."""
+    rates = {name: sum(map(bool, o)) / len(o) for name, o in outcomes.items() if o}
+    if not rates:
+        raise ValueError(f"nothing to choose from: none of {sorted(outcomes)} has a valid episode")
+    return max(rates, key=lambda name: rates[name])
 
 
 def _discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rl.stats import mcnemar, paired_difference, wilson
+from rl.stats import best, holm, mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,15 @@ def test_paired_difference_covers_as_promised() -> None:
         interval = paired_difference(before, after)
         hits += interval.low <= 0.2 <= interval.high
     assert 0.93 <= hits / runs <= 0.985
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's step-down, by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_best_is_the_first_of_equals_and_needs_outcomes() -> None:
+    assert best({"a": [True, False], "b": [False, True], "c": [True, True, False, False], "d": []}) == "a"
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        best({"a": []})
