@@ -17,7 +17,7 @@ import numpy as np
 
 from envs import draw_shapes as shapes
 from envs import native
-from envs.render import camera_id, plain_cameras, view_options
+from envs.render import CameraRenderer, camera_id, plain_cameras, view_options
 from envs.types import EnvError
 
 SOURCE = Path(__file__).with_name("draw.c")
@@ -300,6 +300,13 @@ class SoftRenderer:
             return self._blended
         places = self._places[self._shapes["place"][self._blended]]
         return self._blended[np.argsort(np.linalg.norm(places - eye, axis=1))]
+
+
+def open_renderer(model: Any, data: Any, cameras: Mapping[str, Tuple[int, int]], quality: str) -> Any:
+    """What draws pictures of this quality: with `render`, `surfaces` and `close`."""
+    if quality == "soft":
+        return SoftRenderer(model, data, cameras=cameras)
+    return CameraRenderer(model, cameras=cameras, quality=quality)
 
 
 def _set_light(own: Any, light: Any) -> None:

@@ -19,10 +19,10 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, T
 import numpy as np
 
 from envs.contacts import ContactTest
-from envs.draw import SoftRenderer
+from envs.draw import open_renderer
 from envs.models import visuals_for
 from envs.osc import CORES, Core
-from envs.render import CameraRenderer, camera_id, choose_gl, gl_module
+from envs.render import camera_id, choose_gl, gl_module
 from envs.types import EnvError
 
 _XYZW = np.array([1, 2, 3, 0])
@@ -235,13 +235,8 @@ class Arm:
         if not self._cameras:
             return {}
         if self._renderer is None:
-            self._renderer = self._open_renderer()
+            self._renderer = open_renderer(self.model, self.data, self._cameras, self._quality)
         return self._renderer.render(self.data)
-
-    def _open_renderer(self) -> Any:
-        if self._quality == "soft":
-            return SoftRenderer(self.model, self.data, cameras=self._cameras)
-        return CameraRenderer(self.model, cameras=self._cameras, quality=self._quality)
 
     def robot_state(self) -> Dict[str, np.ndarray]:
         """Pose of the hand (quaternion xyzw), fingers, joints, as the stock observations have them.
