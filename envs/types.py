@@ -41,6 +41,7 @@ class EnvSpec:
     action_convention: str  # for example "osc_pose_delta"; checkpoints refuse another one
     num_actions: int = 0  # > 0: the action is one integer in [0, num_actions), and A = 1
     privileged: Dict[str, Tuple[int, ...]] = field(default_factory=dict)  # name -> shape of simulator state
+    renderer: str = ""  # if not the simulator's own; checkpoints refuse the pictures of another
     seed_block: int = 1  # so many seeds, from a multiple of it on, share what is slow to build (a house)
 
     @property
@@ -74,6 +75,7 @@ class EnvSpec:
             action_convention=data["action_convention"],
             num_actions=int(data["num_actions"]),
             privileged={name: tuple(int(n) for n in shape) for name, shape in data["privileged"].items()},
+            renderer=str(data.get("renderer", "")),
             seed_block=int(data.get("seed_block", 1)),
         )
 

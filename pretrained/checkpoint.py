@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 NEW_HEADS = ("noise.", "critic.", "kernel.", "base.")
 NEW_HEAD_WORDS = ("log_std", "actor.plan.")
 # What a policy cannot survive a change of. Tasks, step limits and privileged state may differ.
-BINDING = ("cameras", "proprio", "actions", "action_convention", "low", "high", "num_actions", "control_hz")
+BINDING = ("cameras", "proprio", "actions", "action_convention", "low", "high", "num_actions", "control_hz", "renderer")
 # Sampling settings that an override may change without touching the weights' meaning.
 LOOSE = {"links", "frozen_links", "execute", "memoryless"}
 

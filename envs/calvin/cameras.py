@@ -1,4 +1,8 @@
-"""The two cameras, drawn by PyBullet's software renderer: other renderers give other pixels, so there is no mixing."""
+"""The two cameras, drawn by PyBullet's software renderer or by our own (envs/calvin/fast.py).
+
+Their pixels differ a little, so an environment has one of them from beginning to end, and `EnvSpec.renderer` says
+which.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,31 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 
+from envs.calvin.fast import Rasteriser
 from envs.calvin.scenes import CAMERA_LINK, LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
 from envs.calvin.world import World
 from envs.types import EnvError
 
 Picture = Tuple[np.ndarray, np.ndarray]  # uint8 [Y, X, 3], RGB, row 0 on top; float32 [Y, X], metres
+RENDERERS = ("exact", "fast")
 
 
 class Cameras:
     """Named cameras of given sizes, looking at one world."""
 
-    def __init__(self, world: World, sizes: Mapping[str, Tuple[int, int]]) -> None:
-        """`sizes` maps `rgb_static` (fixed, 10 degrees wide) and `rgb_gripper` (at the wrist, 75) to (Y, X)."""
+    def __init__(self, world: World, sizes: Mapping[str, Tuple[int, int]], *, renderer: str = "exact") -> None:
+        """`sizes` maps `rgb_static` (fixed, 10 degrees wide) and `rgb_gripper` (at the wrist, 75) to (Y, X).
+
+        `renderer: exact | fast` is PyBullet's or ours."""
         unknown = [name for name in sizes if name not in LENSES]
         if unknown:
             raise EnvError(f"CALVIN has no camera '{unknown[0]}'; expected some of {', '.join(LENSES)}")
         if any(min(size) < 1 for size in sizes.values()):
             raise EnvError(f"camera sizes are {dict(sizes)}; expected (Y, X) of at least 1")
+        if renderer not in RENDERERS:
+            raise EnvError(f"CALVIN has no renderer '{renderer}'; expected one of {', '.join(RENDERERS)}")
         self._world, self.sizes = world, dict(sizes)
+        self._fast = Rasteriser(world) if renderer == "fast" else None
 
     def render(self) -> Dict[str, np.ndarray]:
         """Colour images of the present state."""
@@ -32,6 +43,8 @@ class Cameras:
     def picture(self, name: str) -> Picture:
         """Colour and depth of one camera."""
         b, (y, x), lens = self._world.bullet, self.sizes[name], LENSES[name]
+        if self._fast is not None:
+            return self._fast.draw((y, x), self.view(name), self.projection(name), lens.near, lens.far)
         _, _, colour, buffer, _ = b.getCameraImage(
             x, y, self.view(name), self.projection(name), renderer=b.ER_TINY_RENDERER,
             flags=b.ER_NO_SEGMENTATION_MASK, physicsClientId=self._world.client,

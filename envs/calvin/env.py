@@ -1,4 +1,4 @@
-"""CALVIN as an environment: one of 31 single tasks, or the benchmark's chains of five.
+"""CALVIN as an environment: one of 31 single tasks, chains of your own, or the benchmark's chains of five.
 
 Every reset loads the world anew (about 50 ms): only then does an episode repeat to the bit. Images are RGB with row 0
 on top, as the benchmark's. In chains an episode is a whole chain: the instruction changes when a task is done, which
@@ -20,11 +20,12 @@ from envs.calvin.instructions import INSTRUCTIONS
 from envs.calvin.oracle import is_done
 from envs.calvin.progress import handles, progress
 from envs.calvin.scenes import BLOCKS, CONTROL_HZ, JOINT_HIGH, JOINT_LOW, SCENES, SIZES
-from envs.calvin.states import Values, official_start, single_tasks, task_start, varied_start
+from envs.calvin.states import Values, chain_start, official_start, single_tasks, varied_start
 from envs.calvin.world import Info, World
 from envs.types import BadState, EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
 CHAIN = "chain"  # the name of the only task of `protocol: chains`
+THEN = "_then_"  # between the tasks in the name of a chain of your own
 PROTOCOLS, GRIPPERS = ("single", "chains"), ("sign", "exact")
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 JOINTS = tuple(f"joint_{i}" for i in range(7))
@@ -52,13 +53,19 @@ class Calvin:
         *,
         name: str = "D",
         protocol: str = "single",
-        cameras: Optional[Mapping[str, Sequence[int]]] = None,
+        cameras: Optional[Mapping[str, Optional[Sequence[int]]]] = None,
         actions: str = "relative",
         gripper: str = "sign",
         max_steps: int = 360,
+        chains: Sequence[Sequence[str]] = (),
+        renderer: str = "exact",
         data_check: str = "hash",
     ) -> None:
-        """`name` is the scene, A to D; `cameras` maps a camera to (Y, X); `max_steps` is a task's limit.
+        """`name` is the scene, A to D; `cameras` maps a camera to (Y, X), or to None to leave it out;
+        `max_steps` is a task's limit.
+
+        `renderer: exact` is PyBullet's, `fast` our own; their pictures differ a little (docs/calvin.md).
+        `chains` are lists of tasks to be done one after the other, each offered as a further task `A_then_B`.
 
         `protocol: chains` is scene D's benchmark: seeds 0 to 999 are its 1000 chains, larger ones training chains.
         `actions: relative | absolute | joint_relative | joint_absolute`. `gripper: sign` opens at values above 0, as
@@ -73,13 +80,12 @@ class Calvin:
             raise EnvError(f"max_steps = {max_steps}; expected at least 1")
         if protocol == "chains" and name != "D":
             raise EnvError(f"the benchmark's chains are for scene D, not {name}: its block places fit no other table")
-        sizes = SIZES if cameras is None else {key: (int(size[0]), int(size[1])) for key, size in cameras.items()}
-        data = find_data()
-        check_data(data, name, how=data_check)
+        wanted = {key: size for key, size in (SIZES if cameras is None else cameras).items() if size is not None}
+        sizes = {key: (int(size[0]), int(size[1])) for key, size in wanted.items()}
         self._name, self._kind, self._gripper, self._limit = name, actions, gripper, max_steps
         self._chains = protocol == "chains"
-        self._world: Optional[World] = World(name, data)
-        self._cameras = Cameras(self._world, sizes)
+        own = tuple(_own_chain(tasks, name, self._chains) for tasks in chains)
+        self._world, self._cameras, drawn = _table(name, sizes, renderer, data_check)
         self._running = False
         self._tasks: List[str] = []  # of the episode; the present one is number `_done`
         self._done = self._steps = 0
@@ -87,7 +93,14 @@ class Calvin:
         self._tasks = ["open_drawer"]
         privileged = {key: value.shape for key, value in self._privileged(self._start).items()}
         self.spec = calvin_spec(
-            name, sizes=sizes, actions=actions, chains=self._chains, max_steps=max_steps, privileged=privileged
+            name,
+            sizes=sizes,
+            actions=actions,
+            chains=self._chains,
+            own_chains=own,
+            max_steps=max_steps,
+            privileged=privileged,
+            renderer=drawn,
         )
 
     def reset(self, task: str, seed: int) -> Observation:
@@ -131,8 +144,8 @@ class Calvin:
         return Step(
             obs=self._observe(obs_info, render=render, done=success),
             reward=float(solved),
-            terminated=success or (late and self._chains),
-            truncated=late and not self._chains,
+            terminated=success or (late and len(self._tasks) > 1),
+            truncated=late and len(self._tasks) == 1,
             success=success,
         )
 
@@ -147,7 +160,7 @@ class Calvin:
         if world is not None:
             world.close()
 
-    def _open_world(self) -> World:
+    def _open_world(self) -> Any:
         if self._world is None:
             raise EnvError(f"{self.spec.env_id}: the environment is closed; make a new one")
         return self._world
@@ -155,7 +168,8 @@ class Calvin:
     def _plan(self, task: str, seed: int) -> Tuple[List[str], Values]:
         """The tasks of an episode and the state it starts in."""
         if not self._chains:
-            return [task], task_start(task, self._name, seed)
+            tasks = task.split(THEN)
+            return tasks, chain_start(tasks, self._name, seed)
         if seed < OFFICIAL:
             state, tasks = official_chain(seed)
             return tasks, official_start(state)
@@ -166,7 +180,7 @@ class Calvin:
         self._done, self._steps, self._start = self._done + 1, 0, info
         return info
 
-    def _act(self, world: World, action: np.ndarray) -> None:
+    def _act(self, world: Any, action: np.ndarray) -> None:
         if self._kind == "relative":
             world.robot.relative(action)
         elif self._kind == "absolute":
@@ -182,6 +196,11 @@ class Calvin:
         instruction = INSTRUCTIONS[self._tasks[self._done]]
         return Observation(images, privileged["robot_obs"].astype(np.float32), instruction, privileged)
 
+    def _progress(self, info: Info) -> float:
+        """Of the whole episode: tasks done, and how far the present one is."""
+        share = progress(self._tasks[self._done], self._open_world().scene, self._start, info)
+        return (self._done + share) / len(self._tasks)
+
     def _privileged(self, info: Info) -> Dict[str, np.ndarray]:
         world = self._open_world()
         robot, scene = world.robot.obs(), world.scene_obs()
@@ -193,7 +212,7 @@ class Calvin:
             "target": np.concatenate([world.robot.target_position, world.robot.target_euler]),
             "tcp_quat": np.array(world.robot.tcp()[1]),
             "state": np.concatenate([robot, scene]),
-            "progress": np.array(progress(self._tasks[self._done], world.scene, self._start, info)),
+            "progress": np.array(self._progress(info)),
             "task": np.array(float(_TASK_NUMBER[self._tasks[self._done]])),
         }
         for name, place in handles(world.scene, info).items():
@@ -212,11 +231,14 @@ def calvin_spec(
     sizes: Mapping[str, Tuple[int, int]],
     actions: str = "relative",
     chains: bool = False,
+    own_chains: Sequence[Sequence[str]] = (),
     max_steps: int = 360,
     privileged: Optional[Mapping[str, Tuple[int, ...]]] = None,
+    renderer: str = "",
 ) -> EnvSpec:
     """What a scene offers and accepts; needs no simulator."""
     names, low, high = ACTIONS[actions]
+    longest = LENGTH if chains else max([1, *map(len, own_chains)])
     return EnvSpec(
         env_id=f"calvin/{scene}_chains" if chains else f"calvin/{scene}",
         cameras=dict(sizes),
@@ -225,14 +247,37 @@ def calvin_spec(
         low=(*low, -1.0),
         high=(*high, 1.0),
         control_hz=CONTROL_HZ,
-        max_steps=max_steps * LENGTH if chains else max_steps,
-        tasks=(CHAIN,) if chains else single_tasks(),
+        max_steps=max_steps * longest,
+        tasks=(CHAIN,) if chains else (*single_tasks(), *map(THEN.join, own_chains)),
         action_convention=f"calvin_{actions}",
         privileged=dict(privileged or {}),
+        renderer=renderer,
     )
 
 
+def _table(
+    name: str, sizes: Mapping[str, Tuple[int, int]], renderer: str, data_check: str
+) -> Tuple[World, Cameras, str]:
+    """The world, its cameras, and what `EnvSpec.renderer` says of them."""
+    data = find_data()
+    check_data(data, name, how=data_check)
+    world = World(name, data)
+    return world, Cameras(world, sizes, renderer=renderer), "" if renderer == "exact" else renderer
+
+
 _TASK_NUMBER = {task: number for number, task in enumerate(INSTRUCTIONS)}
+
+
+def _own_chain(tasks: Sequence[str], scene: str, official: bool) -> Tuple[str, ...]:
+    """A chain as configured, checked."""
+    if official:
+        raise EnvError("chains of your own need protocol: single; `chains` is the benchmark's list")
+    if len(tasks) < 2 or isinstance(tasks, str):
+        raise EnvError(f"chains: {tasks!r} is no chain; expected a list of at least two tasks")
+    for task in tasks:
+        _known("task", task, tuple(INSTRUCTIONS))
+    chain_start(tasks, scene, 0)
+    return tuple(tasks)
 
 
 def _known(what: str, value: str, choices: Sequence[str]) -> None:

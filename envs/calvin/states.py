@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from envs.calvin.chains import State, applicable, initial_states, ways
+from envs.calvin.chains import State, initial_states, is_chain, ways
 from envs.calvin.oracle import TASKS
 from envs.calvin.scenes import BLOCKS, DRAWER_RANGE, SCENES, SWITCH_RANGE
 from envs.types import EnvError
@@ -56,11 +56,25 @@ def single_tasks() -> Tuple[str, ...]:
 
 def task_start(task: str, scene: str, seed: int) -> Values:
     """A start for one task: a fitting symbolic state, then places and turns, all by the seed."""
-    states = [state for state in _candidates(task) if len(applicable(task, state)) == 1]
+    return chain_start([task], scene, seed)
+
+
+def chain_start(tasks: Sequence[str], scene: str, seed: int) -> Values:
+    """A start from which tasks can be done one after the other: a fitting symbolic state, then places and turns."""
+    states = [state for state in _candidates(tasks[0]) if is_chain(state, tasks)]
     if not states:
-        raise EnvError(f"{task} begins with a block in the hand; it has no start of its own, only one inside a chain")
+        raise EnvError(_no_start(tasks))
     random = stream(seed)
     return varied_start(states[random.randint(len(states))], scene, seed + 1)
+
+
+def _no_start(tasks: Sequence[str]) -> str:
+    if len(tasks) == 1:
+        return f"{tasks[0]} begins with a block in the hand; it has no start of its own, only one inside a chain"
+    return (
+        f"the chain {', '.join(tasks)} can be begun nowhere: each task must lead to where the next one begins, in one "
+        "way only, and all must be of different kinds (envs/calvin/chains.py)"
+    )
 
 
 def stream(seed: int) -> np.random.RandomState:

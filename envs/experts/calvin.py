@@ -46,8 +46,9 @@ class CalvinExpert:
 
     def __init__(self, *, task: str, noise: float = 0.0, seed: int = 0) -> None:
         """`noise` is the standard deviation, in action units, on every entry but the gripper's."""
-        if task != "chain" and task not in PLANS:
-            raise EnvError(f"the CALVIN expert cannot do '{task}'; expected one of {', '.join(PLANS)} or chain")
+        unknown = [part for part in task.split("_then_") if part not in (*PLANS, "chain")]
+        if unknown:
+            raise EnvError(f"the CALVIN expert cannot do '{unknown[0]}'; expected one of {', '.join(PLANS)} or chain")
         self._noise, self._random = noise, np.random.default_rng(seed)
         self._task = ""
         self._moves: List[Move] = []

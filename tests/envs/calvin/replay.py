@@ -1,8 +1,10 @@
 """Run in the simulator's interpreter: play recorded episodes and pictures again, and print how far they differ.
 
-`python replay.py motion FILE...` and `python replay.py pictures FILE...` print one JSON object, by file name.
+`python replay.py motion|pictures|fast|resets FILE...` prints one JSON object, by file name; `fast` draws the pictures
+with our own renderer.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -99,11 +101,11 @@ def motion(path):
     return {"rows": rows, "differs": differs, "deviation": deviation}
 
 
-def pictures(path):
+def pictures(path, renderer="exact"):
     found = {}
     with np.load(path, allow_pickle=False) as data:
         world = World(str(data["scene"]), find_data(), seed=int(data["seed"]))
-        cameras = Cameras(world, SIZES)
+        cameras = Cameras(world, SIZES, renderer=renderer)
         for moment in ("reset", "state", "near"):
             if moment == "near":
                 for _ in range(14):
@@ -115,8 +117,10 @@ def pictures(path):
             for camera in ("static", "gripper"):
                 image, depth = cameras.picture(f"rgb_{camera}")
                 wanted = {k: data[f"{moment}_{k}_{camera}"] for k in ("rgb", "depth", "view", "proj")}
+                error = np.mean((image.astype(np.float64) - wanted["rgb"]) ** 2)
                 found[f"{moment} {camera}"] = {
                     "pixels": float((image != wanted["rgb"]).any(axis=-1).mean()),
+                    "psnr": float(10 * np.log10(255.0**2 / max(error, 1e-9))),
                     "depth": float(np.abs(depth / wanted["depth"] - 1).max()),
                     "view": float(np.abs(np.array(cameras.view(f"rgb_{camera}")) - wanted["view"]).max()),
                     "projection": float(np.abs(np.array(cameras.projection(f"rgb_{camera}")) - wanted["proj"]).max()),
@@ -152,5 +156,6 @@ def resets(path):
 
 
 if __name__ == "__main__":
-    play = {"motion": motion, "pictures": pictures, "resets": resets}[sys.argv[1]]
+    fast = functools.partial(pictures, renderer="fast")
+    play = {"motion": motion, "pictures": pictures, "fast": fast, "resets": resets}[sys.argv[1]]
     print(json.dumps({Path(path).name: play(path) for path in sys.argv[2:]}))

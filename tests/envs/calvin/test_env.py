@@ -118,6 +118,33 @@ def test_a_chain_ends_with_the_first_task_that_is_late(vector):
     assert arrival.rewards.sum() == 0
 
 
+def test_a_chain_of_ones_own_is_a_task():
+    """Its tasks pay 1 each and share the progress; it is a success when all are done."""
+    name = "turn_on_led_then_move_slider_left"
+    code = (
+        "import json\nfrom envs.calvin.env import Calvin\nfrom envs.experts import make_expert\n"
+        "env = Calvin(max_steps=60, cameras={'rgb_static': None}, chains=[['turn_on_led', 'move_slider_left']])\n"
+        f"obs, expert, rows = env.reset({name!r}, 3), make_expert('calvin/D', {name!r}), []\n"
+        "expert.reset(obs)\n"
+        "while True:\n    step = env.step(expert.act(obs))\n    obs = step.obs\n"
+        "    rows.append([step.reward, float(obs.privileged['progress']), obs.instruction])\n"
+        "    if step.terminated or step.truncated: break\n"
+        f"env.reset({name!r}, 3)\nstay, late = [0.0] * 6 + [1.0], 0\n"
+        "while True:\n    last, late = env.step(stay), late + 1\n    if last.terminated or last.truncated: break\n"
+        "print(json.dumps({'rows': rows, 'success': step.success, 'late': [late, last.terminated, last.truncated],"
+        " 'steps': env.spec.max_steps, 'tasks': env.spec.tasks, 'cameras': env.spec.cameras}))"
+    )
+    found = run("-c", code)
+    rewards, progress, said = zip(*found["rows"], strict=True)
+    first = rewards.index(1.0)
+    assert sum(rewards) == 2
+    assert found["success"]
+    assert said[first - 1 : first + 1] == (INSTRUCTIONS["turn_on_led"], INSTRUCTIONS["move_slider_left"])
+    assert max(progress[:first]) < 0.5 <= progress[first] < progress[-2] < progress[-1] == 1.0
+    assert found["late"] == [60, True, False]
+    assert (found["steps"], found["tasks"][-1], found["cameras"]) == (120, name, {})  # a camera that is None is none
+
+
 def test_training_chains_start_elsewhere(vector):
     v = vector(protocol="chains")
     starts = [ask(v, "send_reset", "chain", seed).obs.privileged["scene_obs"].copy() for seed in (1000, 1000, 1001)]
@@ -163,6 +190,11 @@ def test_the_gripper_opens_by_sign_or_is_refused(vector):
         ({"actions": "torque"}, "actions 'torque' is unknown"),
         ({"cameras": {"top": [8, 8]}}, "no camera 'top'; expected some of rgb_static, rgb_gripper"),
         ({"max_steps": 0}, "max_steps = 0; expected at least 1"),
+        ({"renderer": "egl"}, "no renderer 'egl'; expected one of exact, fast"),
+        ({"chains": [["open_drawer"]]}, "['open_drawer'] is no chain; expected a list of at least two tasks"),
+        ({"chains": [["open_drawer", "jump"]]}, "task 'jump' is unknown"),
+        ({"chains": [["open_drawer", "close_drawer"]]}, "the chain open_drawer, close_drawer can be begun nowhere"),
+        ({"chains": [["turn_on_led", "open_drawer"]], "protocol": "chains"}, "need protocol: single"),
     ],
 )
 def test_bad_settings_are_refused(vector, sim, message):
