@@ -17,6 +17,7 @@ from envs.calvin.cameras import Cameras
 from envs.calvin.chains import LENGTH, OFFICIAL, official_chain, training_chain
 from envs.calvin.data import check_data, find_data
 from envs.calvin.instructions import INSTRUCTIONS
+from envs.calvin.official import OfficialWorld
 from envs.calvin.oracle import is_done
 from envs.calvin.progress import handles, progress
 from envs.calvin.scenes import BLOCKS, CONTROL_HZ, JOINT_HIGH, JOINT_LOW, SCENES, SIZES
@@ -26,7 +27,7 @@ from envs.types import BadState, EnvError, EnvSpec, Observation, ResetNeeded, St
 
 CHAIN = "chain"  # the name of the only task of `protocol: chains`
 THEN = "_then_"  # between the tasks in the name of a chain of your own
-PROTOCOLS, GRIPPERS = ("single", "chains"), ("sign", "exact")
+PROTOCOLS, GRIPPERS, BACKENDS = ("single", "chains"), ("sign", "exact"), ("native", "official")
 POSE = ("x", "y", "z", "roll", "pitch", "yaw")
 JOINTS = tuple(f"joint_{i}" for i in range(7))
 Actions = Tuple[Tuple[str, ...], Tuple[float, ...], Tuple[float, ...]]  # names, low, high without the gripper
@@ -59,6 +60,8 @@ class Calvin:
         max_steps: int = 360,
         chains: Sequence[Sequence[str]] = (),
         renderer: str = "exact",
+        backend: str = "native",
+        dataset: str = "",
         data_check: str = "hash",
     ) -> None:
         """`name` is the scene, A to D; `cameras` maps a camera to (Y, X), or to None to leave it out;
@@ -70,12 +73,14 @@ class Calvin:
         `protocol: chains` is scene D's benchmark: seeds 0 to 999 are its 1000 chains, larger ones training chains.
         `actions: relative | absolute | joint_relative | joint_absolute`. `gripper: sign` opens at values above 0, as
         the benchmark's evaluation does; `exact` refuses all but 1 (open) and -1 (close).
+        `backend: official` takes the installed calvin_env package, with the configuration of the folder `dataset`.
         `data_check: hash | present` is what is checked of the data files.
         """
         _known("protocol", protocol, PROTOCOLS)
         _known("actions", actions, tuple(ACTIONS))
         _known("gripper", gripper, GRIPPERS)
         _known("scene", name, tuple(SCENES))
+        _known("backend", backend, BACKENDS)
         if max_steps < 1:
             raise EnvError(f"max_steps = {max_steps}; expected at least 1")
         if protocol == "chains" and name != "D":
@@ -85,7 +90,7 @@ class Calvin:
         self._name, self._kind, self._gripper, self._limit = name, actions, gripper, max_steps
         self._chains = protocol == "chains"
         own = tuple(_own_chain(tasks, name, self._chains) for tasks in chains)
-        self._world, self._cameras, drawn = _table(name, sizes, renderer, data_check)
+        self._world, self._cameras, drawn = _table(backend, name, sizes, renderer, dataset, data_check)
         self._running = False
         self._tasks: List[str] = []  # of the episode; the present one is number `_done`
         self._done = self._steps = 0
@@ -256,9 +261,14 @@ def calvin_spec(
 
 
 def _table(
-    name: str, sizes: Mapping[str, Tuple[int, int]], renderer: str, data_check: str
-) -> Tuple[World, Cameras, str]:
+    backend: str, name: str, sizes: Mapping[str, Tuple[int, int]], renderer: str, dataset: str, data_check: str
+) -> Tuple[Any, Any, str]:
     """The world, its cameras, and what `EnvSpec.renderer` says of them."""
+    if backend == "official":
+        if renderer != "exact":
+            raise EnvError(f"renderer: {renderer} draws our own table; backend: official has its own renderer")
+        official = OfficialWorld(name, dataset)
+        return official, official.cameras(sizes), official.renderer
     data = find_data()
     check_data(data, name, how=data_check)
     world = World(name, data)
