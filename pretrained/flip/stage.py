@@ -47,6 +47,7 @@ class Flip:
         fewest: int = FEWEST,
         jitter: float = JITTER,
         decoder_only: bool = True,
+        text_weight: float = 0.0,
     ) -> None:
         raise ValueError("FLIP has no policy to train; name a module: stage=flow, video, value or vae")
 
@@ -185,23 +186,32 @@ class VaeStage(nn.Module):
 
 
 class ValueStage(nn.Module):
-    """Trains a ValueModel on five frames per episode. Metrics: NCE and VIP."""
+    """Trains a ValueModel on five frames per episode. Metrics: NCE, and VIP with the last picture as goal and, given
+    `text_weight`, with the sentence as goal."""
 
-    def __init__(self, *, env: EnvSpec, value: Mapping[str, Any]) -> None:
+    def __init__(self, *, env: EnvSpec, value: Mapping[str, Any], text_weight: float = 0.0) -> None:
+        """`text_weight`: of VIP with the sentence as goal. FLIP tunes without, LIV's pre-training has 1. Where all
+        demonstrations share one sentence, nothing else ties it to pictures: InfoNCE has nothing to tell apart."""
         super().__init__()
-        self.spec = PolicySpec.of(env)
+        if text_weight < 0:
+            raise ValueError(f"text_weight = {text_weight:g}, expected 0 or more")
+        self.spec, self.text_weight = PolicySpec.of(env), text_weight
         self.value: ValueModel = build(value)
 
     def imitation_loss(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
-        """InfoNCE and VIP with the last picture as goal."""
+        """InfoNCE and VIP."""
         if FRAMES not in demo.obs.hints:
             raise ValueError(
                 "the shard has an episode of fewer than 16 frames, four clips of four, which the value model learns "
                 "from; write a shard without it"
             )
         pictures = floats(demo.obs.hints[FRAMES])
-        terms = self.value.losses(pictures, self.value.tokens(demo.obs.texts).to(pictures.device))
-        return terms["nce"] + terms["vip"], {k: v.item() for k, v in terms.items()}
+        none = torch.zeros(0, len(pictures), dtype=torch.int64) if self.text_weight else None  # no negatives
+        terms = self.value.losses(pictures, self.value.tokens(demo.obs.texts).to(pictures.device), negatives=none)
+        loss = terms["nce"] + terms["vip"]
+        if self.text_weight:
+            loss = loss + self.text_weight * terms["vip_text"]
+        return loss, {k: v.item() for k, v in terms.items()}
 
     def forward(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
         """`imitation_loss`."""

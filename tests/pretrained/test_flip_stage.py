@@ -22,6 +22,7 @@ NODE = {
     "text": "words:12",
     "length": 8,
     "fewest": 4,
+    "text_weight": 1.0,
     "flow": {"_target_": "pretrained.flip.flow.FlowModel", "width": 16, "encoder_layers": 1, "decoder_layers": 1,
              "heads": 2, "horizon": 6, "history": 3, "size": [32, 32], "dropout": 0.0},
     "video": {"_target_": "pretrained.flip.video.VideoModel", "size": [4, 4], "width": 32, "depth": 2, "heads": 4,
@@ -65,7 +66,7 @@ def run(tmp_path: Path, stage: str, **options: Any) -> ImitateRun:
         ("flow", {"direction", "scale", "kl", "ade", "ltdr"}),
         ("video", {"mse", "bound"}),
         ("vae", {"psnr", "ssim"}),
-        ("value", {"nce", "vip"}),
+        ("value", {"nce", "vip", "vip_text"}),
     ],
 )
 def test_each_stage_trains(stage: str, metrics: set[str], tmp_path: Path) -> None:
