@@ -97,6 +97,8 @@ def disks(base: Path, seed: int, times: int) -> Chaos | None:
             return None
         chaos = begin(base, f"disk_{seed}", seed, out=str(disk / "run"))
         for _ in range(times):
+            for _ in range(chaos.random.choice([1, 4])):  # also with a checkpoint, or in the middle of one
+                chaos.ready()
             chaos.fill_disk()
             for old in sorted(chaos.out.glob("step_*"))[:-2]:  # as a person would, so that there is room for more
                 shutil.rmtree(old)
