@@ -39,14 +39,21 @@ def start_ray(run: FinetuneRun) -> None:
         ray.init(address=run.ray_address, runtime_env=environment, log_to_driver=False)
         return
     cpus = max(os.cpu_count() or 1, run.num_workers + run.num_learners + 1)
-    ray.init(
-        num_cpus=cpus,
-        include_dashboard=run.dashboard,
-        runtime_env=environment,
-        log_to_driver=False,
-        logging_level="warning",
-        configure_logging=False,
-    )
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=run.dashboard,
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level="warning",
+                configure_logging=False,
+            )
+            return
+        except Exception as e:  # Ray gives its own processes 30 s; on a loaded machine that is too little
+            if "timed out during startup" not in str(e) or not tries_left:
+                raise
+            ray.shutdown()
 
 
 def cluster(address: str) -> tuple[int, float, int]:

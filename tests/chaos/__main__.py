@@ -68,6 +68,7 @@ def main() -> int:
             arguments.raw.write_text(json.dumps({"runs": runs, "fleet": fleet, "minutes": minutes}))
     minutes = round(before + (time.monotonic() - began) / 60, 1)
     result = summary(runs) | {"fleet": fleet, "seed": seed, "minutes": minutes}
+    result["left_out"] = [n for n in TIMES if n not in runs]
     result |= {"hardware": hardware(), "date": time.strftime("%Y-%m-%d")}
     print(json.dumps(result, indent=1))
     if not arguments.no_write:
