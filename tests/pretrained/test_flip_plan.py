@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> PlanRun:
         torch.manual_seed(0)
         stage = kinds[name](env=env, **{k: v for k, v in node.items() if k != "_target_"})
         checkpoint.save(folder / name, stage, node=node, env=env)
-    paths = {name: str(folder / name) for name in nodes}
+    paths: dict[str, Any] = {name: str(folder / name) for name in nodes}
     return PlanRun(**paths, out=str(folder / "plan"), demos=str(folder / "shard"), points=9, steps=2, segments=2,
                    candidates=3, device="cpu")  # fmt: skip
 
