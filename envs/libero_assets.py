@@ -13,7 +13,6 @@ import importlib.util
 import json
 import lzma
 import os
-import pickle
 import shutil
 import struct
 import tarfile
@@ -25,6 +24,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from envs.cache import cache_root, locked, sha256_of
+from envs.pickles import read_pickle
 from envs.types import EnvError
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -236,42 +236,6 @@ def language(task: str) -> str:
     return " ".join(words)
 
 
-class _Recorded:
-    """Stands for an object in a stored state file: notes how it was to be made, makes nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding '{encoding}'")
-    return text.encode("latin1")
-
-
-_STAND_INS: Dict[Tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Recorded,
-    ("numpy._core.multiarray", "_reconstruct"): _Recorded,
-    ("numpy", "ndarray"): _Recorded,
-    ("numpy", "dtype"): _Recorded,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _StateReader(pickle.Unpickler):
-    """Reads one numpy array. Every name in the file maps to a stand-in of ours, so no code of the file's can run."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Admit the five names that a stored array needs."""
-        if (module_name, global_name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for '{module_name}.{global_name}'")
-        return _STAND_INS[module_name, global_name]
-
-
 def read_init_states(path: Path) -> np.ndarray:
     """Read a `.pruned_init` file: the benchmark's initial states of one task, float64 [states, time + qpos + qvel]."""
     try:
@@ -280,11 +244,11 @@ def read_init_states(path: Path) -> np.ndarray:
             if archive.getinfo(name).file_size > 1 << 26:
                 raise ValueError("it is larger than 64 MiB")
             with archive.open(name) as stream:
-                stored = _StateReader(stream).load()
-        _, shape, dtype, by_columns, data = stored.state
-        if dtype.args[0] != "f8" or dtype.state[1] != "<" or by_columns or len(shape) != 2:
-            raise ValueError(f"expected little-endian float64 in two dimensions, got {dtype.args[0]} {shape}")
-        return np.frombuffer(data, dtype="<f8").reshape(shape).copy()
+                stored = read_pickle(stream)  # type: ignore[arg-type]
+        if not isinstance(stored, np.ndarray) or stored.dtype != np.dtype("<f8") or stored.ndim != 2:
+            got = f"{stored.dtype} {stored.shape}" if isinstance(stored, np.ndarray) else type(stored).__name__
+            raise ValueError(f"expected little-endian float64 in two dimensions, got {got}")
+        return stored
     except Exception as e:  # whatever a damaged or hostile file makes the readers raise
         raise EnvError(
             f"{path} is no usable file of initial states ({type(e).__name__}: {e}); reinstall with "

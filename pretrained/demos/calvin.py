@@ -13,8 +13,6 @@ a file per frame.
 
 import argparse
 import logging
-import pickle
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 
 from envs.calvin.env import PROPRIO, calvin_spec
 from envs.calvin.scenes import SIZES
+from envs.pickles import read_pickle
 from envs.types import EnvSpec
 from pretrained.demos.libero import DemoWriter, Recorded, noops
 
@@ -107,10 +106,10 @@ def read_annotations(root: Path) -> Annotations:
     path = root / ANNOTATIONS
     content = _safe_object(path)
     try:
-        texts = [str(_plain(text)) for text in _plain(content["language"]["ann"])]
-        tasks = [str(_plain(task)) for task in _plain(content["language"]["task"])]
-        windows = np.array([[int(_plain(n)) for n in _plain(pair)] for pair in _plain(content["info"]["indx"])])
-    except (KeyError, TypeError, ValueError, pickle.UnpicklingError) as e:
+        texts = [str(text) for text in content["language"]["ann"]]
+        tasks = [str(task) for task in content["language"]["task"]]
+        windows = np.array([[int(n) for n in pair] for pair in content["info"]["indx"]])
+    except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is no list of language annotations ({type(e).__name__}: {e})") from e
     if not (len(texts) == len(tasks) == len(windows) > 0) or windows.shape != (len(texts), 2):
         raise ValueError(
@@ -193,47 +192,6 @@ def _recorded(episode: CalvinEpisode) -> Recorded:
 # --- files that may hold anything -------------------------------------------------------------------------------------
 
 
-class _Made:
-    """Stands for an object of a pickle: notes how it was to be made, makes nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding '{encoding}'")
-    return text.encode("latin1")
-
-
-class _Scalar(_Made):
-    """A numpy number or text: (dtype, bytes)."""
-
-
-_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_STAND_INS: dict[tuple[str, str], Any] = {
-    **{(module, "_reconstruct"): _Made for module in _MODULES},
-    **{(module, "scalar"): _Scalar for module in _MODULES},
-    ("numpy", "ndarray"): _Made,
-    ("numpy", "dtype"): _Made,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Reader(pickle.Unpickler):
-    """Every name in the file maps to a stand-in of ours, so no code of the file's can run."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Admit the few names that arrays, numbers and texts need."""
-        if (module_name, global_name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for '{module_name}.{global_name}'")
-        return _STAND_INS[module_name, global_name]
-
-
 def _safe_object(path: Path) -> dict[str, Any]:
     """The dict inside a .npy file of one Python object."""
     try:
@@ -245,7 +203,7 @@ def _safe_object(path: Path) -> dict[str, Any]:
             shape, _, dtype = header(stream)
             if shape != () or dtype.kind != "O":
                 raise ValueError(f"it holds an array of {dtype} {shape}, expected one dict")
-            content = _Reader(stream).load().state[4][0]
+            content = read_pickle(stream)[0]
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected a dict")
         return content
@@ -253,26 +211,6 @@ def _safe_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing; only annotated windows are read: download lang_annotations too") from e
     except Exception as e:  # whatever a damaged or hostile file makes the readers raise
         raise ValueError(f"{path} cannot be read ({type(e).__name__}: {e}); download it again") from e
-
-
-def _plain(node: Any) -> Any:
-    """Arrays, numbers and texts of numpy as lists, numbers and texts."""
-    if isinstance(node, _Scalar):
-        dtype, data = node.args
-        return np.frombuffer(data, _dtype(dtype))[0].item()
-    if isinstance(node, _Made):
-        _, shape, dtype, by_columns, data = node.state
-        if isinstance(data, list):
-            return data
-        return np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if by_columns else "C").tolist()
-    return node
-
-
-def _dtype(made: _Made) -> np.dtype[Any]:
-    name, order = str(made.args[0]), str(made.state[1])
-    if not re.fullmatch(r"[iufU]\d{1,5}", name) or order not in "<>|=":
-        raise pickle.UnpicklingError(f"numbers of type '{name}'")
-    return np.dtype(order.replace("|", "=") + name)
 
 
 def _array(path: Path) -> np.ndarray:
