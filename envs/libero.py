@@ -36,6 +36,7 @@ from envs.libero_scene import Scene
 from envs.libero_states import suite_states
 from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
+from envs.perturb import read_factors, recorded
 from envs.settle import Settling
 from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
@@ -70,6 +71,7 @@ class Libero:
         core: str = "stock",
         poses: bool = False,
         surfaces: str = "",
+        perturb: Any = "",
     ) -> None:
         """`cameras` maps a camera to (Y, X). docs/rendering.md explains `render_quality`: exact, fast, lite, soft.
 
@@ -79,16 +81,15 @@ class Libero:
         `memory_mb`: tasks that were played stay in memory while the process is smaller than this; by default 800 with
         cameras and 450 without. The task in use may need more.
         `core: fast` steps in compiled code (see envs/osc.py), `stock` with robosuite's own controllers.
-        `poses`, `surfaces` (of a camera): the privileged state also has `Arm.poses`, `Arm.surfaces`.
+        `poses`, `surfaces` (of a camera): more privileged state, see `Arm`. `perturb`: see envs/perturb.py.
         """
-        if cameras is None:
-            cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
+        cameras = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)} if cameras is None else cameras
         if init not in ("bundled", "sampled"):
             raise EnvError(f"init '{init}' is unknown; expected 'bundled' or 'sampled'")
         tasks = suite_tasks(name)
         self._suite, self._quality, self._init, self._core = name, render_quality, init, core
         self._told = {"poses": poses, "surfaces": surfaces}
-        self._settle = Settling(steps=int(settle_steps), action=WAIT)
+        self._factors, self._settle = read_factors(perturb), Settling(steps=int(settle_steps), action=WAIT)
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
         assets = find_assets()
         self._assets = without_srgb(assets) if strip_srgb else assets
@@ -97,8 +98,7 @@ class Libero:
         limit = float(memory_mb if memory_mb is not None else MEMORY_MB[bool(cameras)])
         self._scenes = _kept(limit)
         self._scene: Optional[Scene] = None
-        self._closed = self._running = False
-        self._steps = 0
+        self._closed, self._running, self._steps = False, False, 0
         first = self._load(tasks[0])
         first.arm.reset(0)
         first.begin()
@@ -115,6 +115,7 @@ class Libero:
             tasks=tasks,
             action_convention="osc_pose_delta",
             privileged={key: tuple(value.shape) for key, value in privileged.items()},
+            perturbation=recorded(self._factors),
         )
 
     def reset(self, task: str, seed: int) -> Observation:
@@ -128,6 +129,7 @@ class Libero:
             states = self._states[task]
             scene.arm.set_state(states[int(seed) % len(states)])
             scene.post_process()  # for example a stove that is on looks so
+        scene.arm.perturb(int(seed))
         scene.begin()
         self._settle(scene.arm, task, observe=scene.look, observe_after=self._observe_after(scene))
         scene.start()
@@ -190,7 +192,7 @@ class Libero:
             self._scenes.make_room()
             with compiled_scenes("libero", visuals_for(self._quality, self._cameras)):
                 env = _make(self._assets, package_folder() / "bddl_files" / self._suite / f"{task}.bddl")
-            arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core)
+            arm = Arm(env, cameras=self._cameras, quality=self._quality, core=self._core, perturb=self._factors)
             scene = Scene(env, arm, language(task), **self._told)
             self._scenes.add(task, scene)
         return scene

@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import sys
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -22,7 +21,10 @@ from envs.contacts import ContactTest
 from envs.draw import open_renderer
 from envs.models import visuals_for
 from envs.osc import CORES, Core
+from envs.perturb import Factor
+from envs.perturb_mujoco import Perturbed
 from envs.render import camera_id, choose_gl, gl_module
+from envs.settle import Snapshot
 from envs.types import EnvError
 
 _XYZW = np.array([1, 2, 3, 0])
@@ -74,17 +76,6 @@ def _only(value: Any) -> Any:
     return next(iter(value.values())) if isinstance(value, Mapping) else value
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A running episode between two control steps."""
-
-    integration: np.ndarray  # MuJoCo's mjSTATE_INTEGRATION
-    sensors: np.ndarray  # the first physics step of the next control step reads them as they are now
-    memory: bytes  # of the core
-    timestep: int  # robosuite's count of control steps
-    cur_time: float  # and its clock, s
-
-
 class Arm:
     """Drives the single robot of `env`, a robosuite-style environment made with `use_camera_obs=False`,
     `has_offscreen_renderer=False`, `hard_reset=False` and `ignore_done=True`.
@@ -101,6 +92,7 @@ class Arm:
         quality: str = "exact",
         single_forward: bool = True,
         core: str = "stock",
+        perturb: Sequence[Factor] = (),
     ):
         visuals_for(quality, cameras)  # an unknown quality is refused here
         if core not in CORES:
@@ -122,6 +114,9 @@ class Arm:
         bits = mujoco.mjtDisableBit
         self._skipped = int(bits.mjDSBL_CONTACT) | int(bits.mjDSBL_CONSTRAINT) | int(bits.mjDSBL_SENSOR)
         self._renderer: Any = None  # with `render` and `close`
+        self._factors = tuple(perturb) if cameras else ()  # nobody looks: nothing to do
+        if self._factors and quality == "soft":
+            raise EnvError("render_quality: soft draws scenes as they were compiled; perturb needs exact, fast or lite")
         self._bind()
         for name in self._cameras:
             camera_id(self.model, name)  # a wrong name is refused here, not at the first image
@@ -132,6 +127,7 @@ class Arm:
         self._close_renderer()
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self._boxes: Dict[Tuple[str, ...], Tuple[np.ndarray, ...]] = {}
+        self._perturbed = Perturbed(self.model, self._factors) if self._factors else None
         self.substeps = int(env.control_timestep / env.model_timestep)
         # Samplers place some things relative to fixtures, before these are moved: hard resets have them where they were
         # compiled.
@@ -208,7 +204,8 @@ class Arm:
 
     def _stock_substeps(self, action: np.ndarray, observe: Optional[Callable[[], None]], observe_after: int) -> None:
         env, mujoco, model, data = self.env, self._mujoco, self.model, self.data
-        first, second = (mujoco.mj_step1, mujoco.mj_step2) if self._single_forward else _stock_halves(mujoco)
+        halves = ("mj_step1", "mj_step2") if self._single_forward else ("mj_forward", "mj_step")
+        first, second = (getattr(mujoco, name) for name in halves)
         if self._single_forward:
             env.sim.forward = _nothing  # the controllers call it; an instance attribute hides the method
         try:
@@ -236,7 +233,15 @@ class Arm:
             return {}
         if self._renderer is None:
             self._renderer = open_renderer(self.model, self.data, self._cameras, self._quality)
-        return self._renderer.render(self.data)
+        more = {"solids": self._perturbed.solids} if self._perturbed else {}
+        return self._renderer.render(self.data, **more)
+
+    def perturb(self, seed: int) -> None:
+        """Begin an episode, whose first state is there, with what its seed draws for the eyes (envs/perturb.py)."""
+        if self._perturbed is not None:
+            self._perturbed.apply(self.data, seed)
+            if self._renderer is not None:
+                self._renderer.refresh(self._perturbed.textures)
 
     def robot_state(self) -> Dict[str, np.ndarray]:
         """Pose of the hand (quaternion xyzw), fingers, joints, as the stock observations have them.
@@ -378,10 +383,6 @@ class Arm:
         env, self.env = self.env, None
         if env is not None:
             env.close()
-
-
-def _stock_halves(mujoco: Any) -> Tuple[Callable[..., None], Callable[..., None]]:
-    return mujoco.mj_forward, mujoco.mj_step
 
 
 def _pose(position: np.ndarray, turn: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import math
 import os
-from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -87,8 +87,23 @@ class CameraRenderer:
         self._cull = Culling(model) if self._alone(quality) else None
         self._buffers = {name: np.empty((y, x, 3), np.uint8) for name, (y, x) in self._sizes.items()}
 
-    def render(self, data: Any) -> Dict[str, np.ndarray]:
-        """Images of all cameras at the poses that `data` holds now; new arrays each time."""
+    def refresh(self, textures: Iterable[int]) -> None:
+        """Take over pictures of textures that were changed in the model."""
+        self._gl.make_current()
+        for texture in textures:
+            self._mujoco.mjr_uploadTexture(self._model, self._context, texture)
+
+    def _add(self, solids: Sequence[Any]) -> None:
+        """Draw shapes that the model does not have (see envs/perturb_mujoco.py)."""
+        mujoco, scene = self._mujoco, self._scene
+        for solid in solids[: scene.maxgeom - scene.ngeom]:
+            geom = scene.geoms[scene.ngeom]
+            mujoco.mjv_initGeom(geom, solid.kind, solid.size, solid.position, solid.turn, solid.rgba.astype(np.float32))
+            geom.category = int(mujoco.mjtCatBit.mjCAT_DYNAMIC)  # it casts shadows as objects do
+            scene.ngeom += 1
+
+    def render(self, data: Any, *, solids: Sequence[Any] = ()) -> Dict[str, np.ndarray]:
+        """Images of all cameras at the poses that `data` holds now, with `solids` added; new arrays each time."""
         mujoco = self._mujoco
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another renderer may have its own
@@ -105,6 +120,7 @@ class CameraRenderer:
                     mujoco.mjtCatBit.mjCAT_ALL,
                     self._scene,
                 )
+            self._add(solids)
             view = mujoco.MjrRect(0, 0, x, y)
             mujoco.mjr_render(view, self._scene, self._context)
             mujoco.mjr_readPixels(self._buffers[name], None, view, self._context)

@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
+from envs.perturb import read_factors, recorded
 from envs.types import EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
 MODEL_SEED = 0  # robosuite draws some sizes (Lift's cube) when it builds the scene; this fixes them once and for all
@@ -59,6 +60,7 @@ class Robosuite:
         core: str = "stock",
         poses: bool = False,
         surfaces: str = "",
+        perturb: Any = "",
     ) -> None:
         """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success.
 
@@ -66,25 +68,23 @@ class Robosuite:
         refused. `core: stock` takes robosuite's own controllers.
         docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`: say where joints and cameras
         are, too (`Arm.poses`). `surfaces`: a camera of which to say what it sees, and where that is (`Arm.surfaces`).
+        `perturb` changes what is seen (envs/perturb.py).
         """
         chosen = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)} if cameras is None else cameras
-        sizes = {camera: (int(size[0]), int(size[1])) for camera, size in chosen.items()}
+        sizes, factors = {c: (int(size[0]), int(size[1])) for c, size in chosen.items()}, read_factors(perturb)
         if controller not in CONTROLLERS:
             raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
         if core == "fast" and name in NEEDS_FORCES:
-            raise EnvError(
-                f"core: fast does not read forces after each substep, as the task {name} does; `core: stock` does"
-            )
+            raise EnvError(f"core: fast reads no forces after each substep, as {name} does; `core: stock` does")
         self._shaped, self._poses, self._surfaces = reward_shaping, poses, surfaces
+        self._running, self._steps = False, 0
         import_robosuite()
         with compiled_scenes("robosuite", visuals_for(render_quality, sizes)):
             env = _make(name, controller=controller, control_hz=control_hz, robots=robots, shaped=reward_shaping)
+        exact = name not in NEEDS_FORCES
         self._arm: Optional[Arm] = Arm(
-            env, cameras=sizes, quality=render_quality, single_forward=name not in NEEDS_FORCES, core=core
+            env, cameras=sizes, quality=render_quality, single_forward=exact, core=core, perturb=factors
         )
-        self._running = False
-        self._steps = 0
-        self._start: Dict[str, float] = {}
         self._instruction = INSTRUCTIONS.get(name, f"do the task {name}")
         convention, actions = CONTROLLERS[controller]
         fingers = env.action_dim - len(actions)
@@ -104,6 +104,7 @@ class Robosuite:
             tasks=(name,),
             action_convention=convention,
             privileged={key: tuple(value.shape) for key, value in privileged.items()},
+            perturbation=recorded(factors),
         )
 
     def reset(self, task: str, seed: int) -> Observation:
@@ -113,6 +114,7 @@ class Robosuite:
             raise EnvError(f"{self.spec.env_id}: unknown task '{task}'; expected '{self.spec.tasks[0]}'")
         self._running = False
         arm.reset(int(seed))
+        arm.perturb(int(seed))
         self._scene.begin()
         self._running, self._steps = True, 0
         return self._observe(success=False, render=True)

@@ -8,13 +8,27 @@ sensors as they are after any step. Seeds that differ in what they draw for fixt
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Callable, Tuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Tuple
 
 import numpy as np
 
-from envs.mujoco_arm import Arm, Snapshot
+if TYPE_CHECKING:
+    from envs.mujoco_arm import Arm
+
 
 KEPT = 600  # some 10 kB each: all stored states of a suite of ten tasks
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A running episode between two control steps."""
+
+    integration: np.ndarray  # MuJoCo's mjSTATE_INTEGRATION
+    sensors: np.ndarray  # the first physics step of the next control step reads them as they are now
+    memory: bytes  # of the core
+    timestep: int  # robosuite's count of control steps
+    cur_time: float  # and its clock, s
 
 
 class Settling:

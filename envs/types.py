@@ -43,6 +43,7 @@ class EnvSpec:
     privileged: Dict[str, Tuple[int, ...]] = field(default_factory=dict)  # name -> shape of simulator state
     renderer: str = ""  # if not the simulator's own; checkpoints refuse the pictures of another
     seed_block: int = 1  # so many seeds, from a multiple of it on, share what is slow to build (a house)
+    perturbation: str = ""  # what is changed for the eyes, as JSON (envs/perturb.py); "" for nothing
 
     @property
     def action_dim(self) -> int:
@@ -77,6 +78,7 @@ class EnvSpec:
             privileged={name: tuple(int(n) for n in shape) for name, shape in data["privileged"].items()},
             renderer=str(data.get("renderer", "")),
             seed_block=int(data.get("seed_block", 1)),
+            perturbation=str(data.get("perturbation", "")),
         )
 
 
@@ -91,6 +93,11 @@ class EnvConfig:
     open_deadline_s: float = 300.0  # likewise for starting the simulator
     memory_mib: int = 4096  # a child that has grown beyond this is replaced before its next episode
     video: Dict[str, Tuple[int, int]] = field(default_factory=dict)  # cameras of videos, for people: name -> (Y, X)
+    perturb: Any = ""  # what is changed for the eyes (envs/perturb.py); goes to the adapter with `sim`
+
+    def __post_init__(self) -> None:
+        if self.perturb:
+            object.__setattr__(self, "sim", {**self.sim, "perturb": self.perturb})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
-from envs.build import build
+from envs.build import build, locate
 from envs.types import BadState, Env, EnvError, Observation, ResetNeeded
 from envs.wire import Channel, WireClosed, map_slab, slab_layout
 
@@ -33,7 +34,10 @@ class _Host:
         self.instruction = ""
 
     def open(self, message: Dict[str, Any]) -> Dict[str, Any]:
-        self.env = build(message["sim"])
+        sim = message["sim"]
+        if sim.get("perturb") and "perturb" not in inspect.signature(locate(sim["_target_"])).parameters:
+            raise EnvError(f"{sim['_target_']} cannot be perturbed; expected an adapter that takes `perturb`")
+        self.env = build(sim)
         return {"spec": self._env().spec.to_json()}
 
     def map(self, message: Dict[str, Any], fd: int) -> Dict[str, Any]:

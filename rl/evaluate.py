@@ -121,6 +121,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "greedy": run.greedy,
             "restarts": restarts,
             "cameras": {name: list(size) for name, size in spec.cameras.items()},
+            "perturbation": spec.perturbation,
             "videos": videos,
             **({"tables": write_tables(out, list(episodes.walks.values()))} if episodes.walks else {}),
             **({"audit": episodes.audit.summary()} if episodes.audit.terms else {}),
