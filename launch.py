@@ -245,8 +245,11 @@ def doctor(words: list[str], dry: bool) -> int:
         from envs.doctor import simulator
 
         config = _made(load("collect", words)["env"])
-        rows += getattr(locate(config.sim["_target_"]), "needs", lambda sim: [])(config.sim)
-        rows += simulator(config)
+        rows += getattr(locate(config.sim["_target_"]), "needs", lambda config: [])(config)
+        try:
+            rows += simulator(config)
+        except RuntimeError as e:  # it does not start: the rows above may say why
+            rows.append(("simulator", str(e), "BAD"))
     width = max(len(r[0]) for r in rows)
     for name, value, verdict in rows:
         print(f"  {name:<{width}}  {verdict:<4}  {value}")

@@ -20,7 +20,7 @@ from envs.chores.sample import TARGETS, Place, Thing, read_things, sample
 from envs.chores.tasks import GRASP, TYPES, Chore, TaskFile, check_type, horizon
 from envs.thor_link import Link, Start
 from envs.thor_robot import DONE, PICKUP, SUB_DONE, Stretch, nav_meshes, screen, turn
-from envs.types import BadState, EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
+from envs.types import BadState, EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
 
 EVALUATION_SEEDS = 1_000_000  # with split=auto, seeds below it are of houses of val, all others of train
 TOP_DOWN = "top_down"  # a drawing of the house and the way, for people
@@ -108,11 +108,11 @@ class Ai2thor:
         self.place = Place({}, {}, {}, np.zeros((0, 3)), lambda position, target: None)
 
     @staticmethod
-    def needs(sim: Mapping[str, Any]) -> List[Tuple[str, str, str]]:
+    def needs(config: EnvConfig) -> List[Tuple[str, str, str]]:
         """What `launch.py doctor` says of this machine before it starts the simulator."""
         from envs.thor_doctor import examine
 
-        return examine(sim)
+        return examine(config.sim)
 
     def reset(self, task: str, seed: int) -> Observation:
         """Start an episode. Raises EnvError if the task is unknown, or cannot be done in the house."""

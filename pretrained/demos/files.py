@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from envs.types import EnvSpec
-from pretrained.demos import calvin, lerobot, libero
+from pretrained.demos import calvin, lerobot, libero, rlbench
 from pretrained.demos.lerobot import Names, is_dataset
 
 
@@ -35,19 +35,20 @@ class Episode(Protocol):
 
 
 def resolve(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """HDF5 files, and folders of LeRobot and CALVIN datasets, behind files and folders, in order.
+    """HDF5 files, and folders of LeRobot, CALVIN and RLBench datasets, behind files and folders, in order.
 
     Raises ValueError listing what is on disk if there is none."""
     files: list[Path] = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(path)
         if path.is_dir():
-            known = is_dataset(path) or calvin.is_dataset(path)
+            known = is_dataset(path) or calvin.is_dataset(path) or rlbench.is_dataset(path)
             inside = [path] if known else sorted(path.glob("*.hdf5"))
             if not inside:
                 raise ValueError(
                     f"{path} holds neither a *.hdf5 file nor a LeRobot dataset (meta/info.json) nor a split of CALVIN "
-                    f"({calvin.RANGES}); expected demonstrations there: make some with 'collect'"
+                    f"({calvin.RANGES}) nor RLBench's <task>/variation<v>/episodes; expected demonstrations there: "
+                    "make some with 'collect'"
                 )
             files += inside
         elif path.is_file():
@@ -84,6 +85,8 @@ def read_episodes(
             episodes += lerobot.read_dataset(path, env=env, names=names, drop_noops=drop_noops)
         elif names:
             raise ValueError(f"names = {dict(names)} are for LeRobot datasets, and {path} is none; leave them out")
+        elif path.is_dir() and rlbench.is_dataset(path):
+            episodes += rlbench.read_dataset(path, env=env)
         elif path.is_dir():
             episodes += calvin.read_split(path, env=env, drop_noops=drop_noops)
         else:

@@ -1,0 +1,9 @@
+"""PyRep's errors."""
+
+
+class IKError(Exception):
+    pass
+
+
+class ConfigurationPathError(Exception):
+    pass
