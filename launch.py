@@ -1,7 +1,7 @@
 """The command line: `python launch.py <verb> [group=choice] [key=value ...]`. Nothing here does any work itself."""
 
 import os
-import shutil
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent
 NODES = ("env", "collect", "pretrain", "evaluate", "finetune")  # nested settings that a verb takes as objects
 FLAGS = ("--dry", "--debug", "--help", "-h", "--lite", "--plan")
 OF_ONE_VERB = {"--lite": "assets", "--plan": "doctor"}
-SMALL_SHM = 256 * 2**20  # bytes; Docker gives 64 MiB unless told otherwise
 
 
 class Verb(NamedTuple):
@@ -84,7 +83,7 @@ def finetune(words: list[str], dry: bool) -> int:
         from rl.finetune import finetune as work
 
         print(work(_made(tree)))
-    elif dry:
+    elif dry and not _goes(words):
         print("# " + "\n# ".join(_memory(words)))
     return 0
 
@@ -97,6 +96,21 @@ def evaluate(words: list[str], dry: bool) -> int:
         summary = work(_made(tree))
         print(f"success {_rate(summary)} of {summary['episodes']} episodes; records in {tree['out']}")
         return 0 if summary["episodes"] else 1
+    return 0
+
+
+def sweep(words: list[str], dry: bool) -> int:
+    """Measure checkpoints on tasks, perturbations and initial states; the same command continues after a kill."""
+    if tree := _tree("sweep", words, dry):
+        from rl.sweep import sweep as work
+
+        print(work(_made(tree)))
+    elif dry and not _goes(words):
+        from rl.sweep import describe
+
+        from configs.load import load
+
+        print("# " + "\n# ".join(describe(_made(load("sweep", words)))))
     return 0
 
 
@@ -125,22 +139,44 @@ def demo(words: list[str], dry: bool) -> int:
     """Run the main job from demonstrations to report."""
     if tree := _tree("demo", words, dry):
         from rl.demo import demo as work
+        from rl.demo import show
 
-        page = work(_made(tree))
-        _print_summary(page)
+        show(work(_made(tree)))
     return 0
 
 
 def report(words: list[str], dry: bool) -> int:
-    """Write the HTML report of a run folder."""
+    """Write the HTML report of a run or a sweep."""
     if len(words) != 1 or "=" in words[0]:
         raise ValueError("expected one run folder, for example: launch.py report runs/demo")
-    from rl.report import report as work
+    folder = Path(words[0])
+    if dry:
+        print(folder / "report.html")
+    elif (folder / "results.sqlite").is_file():
+        from rl.sweep_report import sweep_report
+
+        print(sweep_report(folder))
+    else:
+        from rl.report import report as work
+
+        print(work(folder))
+    return 0
+
+
+def replay(words: list[str], dry: bool) -> int:
+    """See an evaluated episode again; `FOLDER:NUMBER`, then `out=VIDEO.mp4` and `python=PATH` if wanted."""
+    given = dict(w.split("=", 1) for w in words if "=" in w)
+    places = [w for w in words if "=" not in w]
+    if len(places) != 1 or set(given) - {"out", "python"}:
+        raise ValueError("expected one episode and perhaps out=VIDEO.mp4: launch.py replay runs/evaluate:12")
+    from rl.replay import ReplayRun
+    from rl.replay import replay as work
 
     if dry:
-        print(Path(words[0]) / "report.html")
-    else:
-        print(work(Path(words[0])))
+        print(ReplayRun(places[0], **given))
+        return 0
+    found = work(ReplayRun(places[0], **given))
+    print(f"the same {found['length']} steps, to the bit: {found['video']}")
     return 0
 
 
@@ -149,10 +185,37 @@ def _tree(verb: str, words: list[str], dry: bool) -> dict[str, Any]:
     from configs.load import dump, load
 
     tree = load(verb, words)
+    if _goes(words) and _elsewhere(verb, words, dry, tree):
+        return {}
     if dry:
         print(dump(tree), end="")
         return {}
+    if address := tree.get("ray_address"):
+        from rl.access import demand_token
+
+        if warning := demand_token(address, os.environ, Path.home()):
+            print(warning, file=sys.stderr)
     return _with_origin(tree, verb, "python launch.py " + " ".join([verb, *words]))
+
+
+def _goes(words: list[str]) -> bool:
+    """Whether the words may send a run to a cluster; composing the configuration to find out takes a while."""
+    return any(w.startswith(("cluster=", "cluster.")) for w in words)
+
+
+def _elsewhere(verb: str, words: list[str], dry: bool, tree: dict[str, Any]) -> bool:
+    """Write down a run that goes to a cluster, and say how to hand it in; False if it stays here."""
+    from configs.load import place
+
+    if not (node := place(verb, words)):
+        return False
+    from rl.cluster import made, render
+
+    texts, commands = render(made(node), verb=verb, words=words, out=Path(tree["out"]), write=not dry)
+    for file, text in texts.items():
+        print(f"# {file}\n{text}" if dry else file)
+    print("# hand it in:\n" + "\n".join(shlex.join(c) for c in commands))
+    return True
 
 
 def _memory(words: list[str]) -> list[str]:
@@ -238,7 +301,9 @@ def doctor(words: list[str], dry: bool) -> int:
     if "--plan" in words:
         print("\n".join(_plan([w for w in words if w != "--plan"])))
         return 0
-    rows = _machine()
+    from rl.doctor import machine
+
+    rows = machine()
     if not dry and words:
         from configs.load import load
         from envs.build import locate
@@ -272,32 +337,6 @@ def _plan(words: list[str]) -> list[str]:
     return advise(there, costs, figures)
 
 
-def _machine() -> list[tuple[str, str, str]]:
-    """(name, value, verdict) of what everything else stands on."""
-    from importlib import metadata
-
-    from envs.install import check_gl, gl_command
-
-    version = sys.version.split()[0]
-    rows = [("python", version, "ok" if sys.version_info[:2] == (3, 11) else "BAD")]
-    for package in ("torch", "ray", "gymnasium", "mujoco", "robosuite", "transformers"):
-        try:
-            rows.append((package, metadata.version(package), "ok"))
-        except metadata.PackageNotFoundError:
-            rows.append((package, "not installed; type: make setup", "BAD"))
-    backend = os.environ.get("MUJOCO_GL", "osmesa")
-    missing = check_gl(backend)
-    rows.append((f"rendering ({backend})", f"missing {missing}; type: {gl_command()}" if missing else "loads",
-                 "BAD" if missing else "ok"))  # fmt: skip
-    rows.append(("cores", str(len(os.sched_getaffinity(0))), "ok"))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    rows.append(("memory", f"{memory / 2**30:.1f} GiB", "ok" if memory > 4 * 2**30 else "BAD"))
-    shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    text = f"{shared / 2**20:.0f} MiB free" + ("" if shared >= SMALL_SHM else "; in Docker: --shm-size=2g")
-    rows.append(("/dev/shm", text, "ok" if shared >= SMALL_SHM else "BAD"))
-    return rows
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +350,8 @@ VERBS = {
     "evaluate": Verb("measure a checkpoint", "evaluate checkpoint=runs/finetune episodes=100", evaluate),
     "serve": Verb("answer a robot's observations over a WebSocket", "serve policy=runs/finetune port=8765", serve),
     "plan": Verb("plan in pictures with FLIP's modules", "plan demos=runs/tracks episode=3", plan),
+    "sweep": Verb("measure checkpoints x tasks x perturbations", "sweep checkpoints=[runs/a,runs/b] env=toy", sweep),
+    "replay": Verb("see an evaluated episode again, to the bit", "replay runs/evaluate:12", replay),
     "report": Verb("write the HTML page of a run", "report runs/demo", report),
     "demo": Verb("all of it: collect, pretrain, fine-tune, evaluate, report", "demo run=demo seed=1", demo),
 }
@@ -348,24 +389,6 @@ def _said_by_us(error: BaseException) -> bool:
 
 def _rate(part: dict[str, Any]) -> str:
     return f"{part['success']:.1%} [{part['low']:.1%}, {part['high']:.1%}]"
-
-
-def _print_summary(page: Path) -> None:
-    """The table that ends the main job."""
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
-    summary = json.loads((page.parent / "summary.json").read_text())
-    table = Table(title=f"{summary['task']}, seed {summary['seed']}: success and its 95 % interval")
-    for heading in ("", "success", "episodes"):
-        table.add_column(heading)
-    for name in ("before", "after"):
-        table.add_row(name, _rate(summary[name]), str(summary[name]["episodes"]))
-    table.caption = f"{summary['env_steps']} environment steps, {summary['wall_s'] / 60:.1f} minutes"
-    Console().print(table)
-    print(f"report: {page}")
 
 
 if __name__ == "__main__":

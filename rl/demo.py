@@ -110,3 +110,21 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=2))
     temporary.replace(path)
+
+
+def show(page: Path) -> None:
+    """The table that ends the main job."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = json.loads((page.parent / "summary.json").read_text())
+    table = Table(title=f"{summary['task']}, seed {summary['seed']}: success and its 95 % interval")
+    for heading in ("", "success", "episodes"):
+        table.add_column(heading)
+    for name in ("before", "after"):
+        part = summary[name]
+        interval = f"{part['success']:.1%} [{part['low']:.1%}, {part['high']:.1%}]"
+        table.add_row(name, interval, str(part["episodes"]))
+    table.caption = f"{summary['env_steps']} environment steps, {summary['wall_s'] / 60:.1f} minutes"
+    Console().print(table)
+    Console().print(f"report: {page}", soft_wrap=True, highlight=False)

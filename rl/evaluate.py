@@ -6,15 +6,12 @@ all has been measured.
 """
 
 import contextlib
-import csv
-import json
 import logging
-import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 
 from envs.build import build
-from envs.film import Film, Take
+from envs.film import Film, States, Take
 from envs.record import side_by_side, write_picture, write_video
 from envs.types import EnvConfig, EnvError
 from envs.vector import Arrival, SimVector
@@ -32,8 +29,10 @@ from pretrained.types import ObsBatch, Policy
 from rl.audit import Audit
 from rl.chains import chain_tables
 from rl.collect import TRAINING_SEEDS, History
-from rl.navigation import Walked, episode_metrics
-from rl.stats import wilson
+from rl.navigation import Walked
+from rl.records import summarise, write_records, write_summary
+from rl.replay import Tape, initial_state, write_environment, write_tapes
+from rl.sequential import RateTest, confidence_sequence, rate_test
 from rl.types import EpisodeRecord, Proposal
 from rl.walks import Walk, caption, walks_in, write_tables
 
@@ -57,17 +56,29 @@ class EvaluateRun:
     policy_overrides: Mapping[str, Any] = field(default_factory=dict)
     proposal: Mapping[str, Any] | None = None  # node
     rewards: Mapping[str, Any] = field(default_factory=dict)  # of which learned ones are audited
+    stop: Mapping[str, float] = field(default_factory=dict)  # of rl.sequential.rate_test: stop when it has decided
     threads: int = 0  # of torch; 0: leave as it is
     command: str = ""
     quiet: bool = False
 
     def __post_init__(self) -> None:
+        self.test()  # before anything is started
         last = self.seed_start + self.episodes
         if self.episodes < 1 or self.seed_start < 0 or last > TRAINING_SEEDS:
             raise ValueError(
                 f"evaluation seeds [{self.seed_start}, {last}) must be at least one episode within "
                 f"[0, {TRAINING_SEEDS}); larger seeds belong to training"
             )
+
+    def test(self) -> RateTest | None:
+        """What ends the run early, if anything does."""
+        known = {"low", "high", "alpha", "beta"}
+        if self.stop and not {"low", "high"} <= set(self.stop) <= known:
+            raise ValueError(f"stop has {sorted(self.stop)}; expected low and high (success rates), and alpha and beta")
+        if not self.stop:
+            return None
+        errors = {k: float(v) for k, v in self.stop.items() if k in ("alpha", "beta")}
+        return rate_test(float(self.stop["low"]), float(self.stop["high"]), **errors)
 
 
 @dataclass
@@ -79,10 +90,12 @@ class _Live:
     seed: int
     attempt: int
     rng: torch.Generator
+    states: States
     length: int = 0
     reward: float = 0.0
-    actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each; kept for videos
-    captions: list[str] = field(default_factory=list)  # of discrete actions; likewise
+    actions: list[np.ndarray] = field(default_factory=list)  # [n, A] each
+    captions: list[str] = field(default_factory=list)  # of discrete actions; kept for videos
+    initial: np.ndarray | None = None  # the state at the reset
     hints: dict[str, torch.Tensor] = field(default_factory=dict)  # of the proposal
     planned: int = 0  # decisions since they came
     walk: Walk | None = None  # of robots that walk
@@ -104,12 +117,14 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         open_.callback(vector.close)
         policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
         # Before the episodes, so that a camera that is not there is noticed before hours of them.
-        film = open_.enter_context(Film(run.env, vector.env_spec)) if run.videos else None
+        film = open_.enter_context(Film(run.env, vector.env_spec, max_chunk=vector.max_chunk)) if run.videos else None
         (out / "videos").mkdir(parents=True, exist_ok=True)
         episodes = _episodes(run, vector, policy, build(run.proposal) if run.proposal else None)
         spec, restarts = vector.env_spec, vector.restarts
         vector.close()
-        _write_records(out, episodes.records, episodes.walks)
+        write_environment(out, run.env, spec)
+        write_tapes(out, episodes.tapes)
+        write_records(out, episodes.records, episodes.walks)
         videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
     summary = (
         summarise(episodes.records)
@@ -120,6 +135,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "seed_start": run.seed_start,
             "greedy": run.greedy,
             "restarts": restarts,
+            **_stopped(run, episodes),
             "cameras": {name: list(size) for name, size in spec.cameras.items()},
             "perturbation": spec.perturbation,
             "videos": videos,
@@ -129,12 +145,22 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "command": run.command,
         }
     )
-    _write_summary(out, summary)
+    write_summary(out, summary)
     if not summary["episodes"]:
         records = episodes.records
         causes = sorted({r.cause for r in records if not r.valid})
         raise RuntimeError(f"nothing was evaluated: all {len(records)} episodes failed in the simulator: {causes[:3]}")
     return summary
+
+
+def _stopped(run: EvaluateRun, episodes: "Episodes") -> dict[str, Any]:
+    """What the test said, with an interval that holds although the test chose when to stop."""
+    if episodes.test is None:
+        return {}
+    good = [r.success for r in episodes.records if r.valid]
+    low, high = confidence_sequence(sum(good), len(good))
+    verdict = {"decision": episodes.decision or "undecided", "low": low, "high": high}
+    return {"stopped": verdict | {"planned": run.episodes, "test": dict(run.stop)}}
 
 
 def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Proposal | None) -> "Episodes":
@@ -147,8 +173,8 @@ def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Pro
             good = [r for r in done if r.valid]
             bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
 
-        audit = Audit.of(run.rewards)
-        options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal, "audit": audit}
+        options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal}
+        options |= {"audit": Audit.of(run.rewards), "test": run.test()}
         episodes = Episodes(vector, policy, plan, report=report, **options)
         episodes.run()
     return episodes
@@ -186,6 +212,7 @@ class Episodes:
         report: Callable[[Sequence[EpisodeRecord]], None] | None = None,
         proposal: Proposal | None = None,
         audit: Audit | None = None,
+        test: RateTest | None = None,
     ) -> None:
         self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
         self.audit = audit or Audit({})
@@ -197,11 +224,13 @@ class Episodes:
         self.done: dict[int, EpisodeRecord] = {}
         self.takes: dict[str, Take] = {}  # file name of the video -> episode
         self.walks: dict[int, Walked] = {}  # valid episodes of robots that walk
+        self.tapes: dict[int, Tape] = {}  # valid episodes
+        self.test, self.decision, self.prefix = test, "", 0  # `prefix` episodes of the plan are done
 
     @property
     def records(self) -> list[EpisodeRecord]:
-        """What is done, in the order of the plan."""
-        return [self.done[k] for k in sorted(self.done)]
+        """What is done, in the order of the plan; if a test has decided, what it has decided by."""
+        return [self.done[k] for k in sorted(self.done) if not self.decision or k < self.prefix]
 
     @torch.no_grad()
     def run(self) -> list[EpisodeRecord]:
@@ -209,7 +238,7 @@ class Episodes:
         ready: set[int] = set()
         for i in range(self.vector.num_envs):
             self._start(i)
-        while len(self.done) < len(self.plan):
+        while not self._decided() and len(self.done) < len(self.plan):
             running = sum(1 for live in self.live if live is not None)
             if ready and len(ready) >= min(max(1, self.vector.num_envs // 2), running):
                 self._decide(sorted(ready))
@@ -218,6 +247,11 @@ class Episodes:
             for i in self.vector.wait():
                 if self._arrive(i, self.vector.take(i)):
                     ready.add(i)
+        if self.decision:  # what came after the decision has no say, nor a record
+            for kept in (self.walks, self.tapes):
+                for k in [k for k in kept if k >= self.prefix]:
+                    del kept[k]
+            self.takes = {name: take for name, take in self.takes.items() if int(name.split("_")[0]) < self.prefix}
         return self.records
 
     def _start(self, i: int) -> None:
@@ -228,7 +262,7 @@ class Episodes:
         task, seed = self.plan[k]
         # The policy's noise belongs to the episode, not to the row or the batch it happens to run in.
         rng = torch.Generator().manual_seed(seed * 7919 + self.vector.env_spec.tasks.index(task))
-        self.live[i] = _Live(k, task, seed, attempt, rng)
+        self.live[i] = _Live(k, task, seed, attempt, rng, States(list(self.vector.env_spec.privileged)))
         self._forget(i)
         self.vector.send_reset(i, task, seed)
 
@@ -268,10 +302,9 @@ class Episodes:
             assert live is not None
             actions = chunk[row, : self.policy.spec.execute]
             live.last = float(actions[0, 0])
-            if live.plan < self.num_videos:
-                live.actions.append(actions.copy())
-                if self.policy.spec.num_actions:
-                    live.captions.append(caption(self.vector.env_spec, decision, row))
+            live.actions.append(actions.copy())
+            if live.plan < self.num_videos and self.policy.spec.num_actions:
+                live.captions.append(caption(self.vector.env_spec, decision, row))
             self.vector.send_step(i, actions)
 
     def _arrive(self, i: int, arrival: Arrival) -> bool:
@@ -289,7 +322,9 @@ class Episodes:
         assert arrival.obs is not None
         self.history.push(i, arrival.obs, first=arrival.kind == "reset" or arrival.renewed)
         self.audit.see(live.plan, arrival.obs, first=arrival.kind == "reset")
+        live.states.add(arrival.obs)
         if arrival.kind == "reset":
+            live.initial = initial_state(arrival.obs)
             if walks_in(self.vector.env_spec):
                 live.walk = Walk(self.vector.env_spec, arrival.obs)
             return True
@@ -297,8 +332,7 @@ class Episodes:
             self._forget(i)
         if live.walk is not None:
             live.walk.follow(arrival.obs, live.last)
-        if live.actions:  # an episode or a task may end inside its chunk
-            live.actions[-1] = live.actions[-1][: arrival.executed]
+        live.actions[-1] = live.actions[-1][: arrival.executed]  # an episode or a task may end inside its chunk
         live.length += arrival.executed
         live.reward += float(arrival.rewards.sum())
         if not (arrival.terminated or arrival.truncated):
@@ -315,63 +349,27 @@ class Episodes:
             self.audit.end(live.plan, success=success)
         if live.walk is not None and not cause:
             self.walks[live.plan] = live.walk.walked(record)
-        if live.actions and not cause:
-            actions = np.concatenate(live.actions)
-            name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
-            self.takes[name] = Take(live.task, live.seed, actions, success, live.reward, tuple(live.captions))
+        if not cause:
+            self._keep(live, success)
         if self.report is not None:
             self.report(list(self.done.values()))
 
+    def _keep(self, live: _Live, success: bool) -> None:
+        """What it takes to see the episode again."""
+        assert live.initial is not None
+        actions, chunks = np.concatenate(live.actions), np.array([len(a) for a in live.actions])
+        self.tapes[live.plan] = Tape(actions, chunks, live.initial, str(live.states))
+        if live.plan < self.num_videos:
+            name = f"{live.plan:03d}_seed{live.seed}_{'success' if success else 'failure'}.mp4"
+            state = {"chunks": chunks.tolist(), "states": str(live.states), "entries": live.states.entries}
+            self.takes[name] = Take(live.task, live.seed, actions, success, live.reward, tuple(live.captions), **state)
 
-def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Success with its 95 % Wilson interval over valid episodes, per task and in all."""
+    def _decided(self) -> bool:
+        """Whether the test that may end the run has decided, by the episodes in the order of the plan.
 
-    def rate(rows: Sequence[EpisodeRecord]) -> dict[str, Any]:
-        good = [r for r in rows if r.valid]
-        wins = sum(r.success for r in good)
-        low, high = wilson(wins, len(good)) if good else (0.0, 1.0)
-        return {
-            "success": wins / len(good) if good else float("nan"),
-            "low": low,
-            "high": high,
-            "episodes": len(good),
-            "infrastructure_failures": len(rows) - len(good),
-            "mean_length": float(np.mean([r.length for r in good])) if good else float("nan"),
-        }
-
-    tasks = sorted({r.task for r in records})
-    return rate(records) | {"tasks": {t: rate([r for r in records if r.task == t]) for t in tasks}}
-
-
-def _write_records(out: Path, records: Sequence[EpisodeRecord], walks: Mapping[int, Walked]) -> None:
-    """One row per episode, with the figures of those that walked; `records` and `walks` are of the same plan."""
-    rows: list[dict[str, Any]] = [asdict(r) for r in records]
-    for k, walk in walks.items():
-        rows[k] = rows[k] | {
-            "category": walk.category,
-            **{f: round(v, 6) for f, v in episode_metrics(walk).items() if f not in rows[k]},
-        }
-    for name in ("episodes.jsonl", "episodes.csv"):
-        temporary = out / (name + ".part")
-        with temporary.open("w", newline="") as f:
-            if name.endswith("jsonl"):
-                f.writelines(json.dumps(row) + "\n" for row in rows)
-            else:
-                table = csv.DictWriter(f, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-                table.writeheader()
-                table.writerows(rows)
-        temporary.replace(out / name)
-
-
-def _write_summary(out: Path, summary: Mapping[str, Any]) -> None:
-    """Last of all: a folder without a summary is not a finished evaluation."""
-    temporary = out / "summary.json.part"
-    temporary.write_text(json.dumps(_plain(summary), indent=2, allow_nan=False))
-    temporary.replace(out / "summary.json")
-
-
-def _plain(node: Any) -> Any:
-    """JSON has no word for numbers that are not finite; they become null."""
-    if isinstance(node, Mapping):
-        return {k: _plain(v) for k, v in node.items()}
-    return None if isinstance(node, float) and not math.isfinite(node) else node
+        In the order in which they end, quick successes would come first."""
+        while self.test is not None and not self.decision and self.prefix in self.done:
+            self.prefix += 1
+            good = [self.done[k].success for k in range(self.prefix) if self.done[k].valid]
+            self.decision = self.test.decide(good)
+        return bool(self.decision)

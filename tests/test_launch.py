@@ -160,7 +160,7 @@ def test_doctor_names_too_little_shared_memory(
     class Usage:
         free = 64 * 2**20
 
-    monkeypatch.setattr(launch.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr("rl.doctor.shutil.disk_usage", lambda path: Usage)
     assert launch.main(["doctor"]) == 1
     assert "--shm-size" in capsys.readouterr().out
 

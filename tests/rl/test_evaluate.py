@@ -12,7 +12,7 @@ import imageio.v2 as imageio
 import pytest
 import torch
 
-import rl.evaluate
+import rl.records
 from envs.build import build
 from envs.film import Film, Take
 from envs.types import EnvConfig, EnvError
@@ -21,6 +21,7 @@ from pretrained.checkpoint import load_policy, save
 from rl.collect import TRAINING_SEEDS
 from rl.evaluate import ATTEMPTS, Episodes, EvaluateRun, evaluate, summarise
 from rl.proposals.constant import Constant
+from rl.sequential import rate_test
 from rl.types import EpisodeRecord
 from tests.toy_parts import checkpoint, make_policy, policy_node, toy, toy_spec
 
@@ -59,6 +60,23 @@ def test_the_same_checkpoint_twice_gives_the_same_episodes(drunkard: Path, tmp_p
     assert [(r["task"], r["seed"]) for r in one] == [(t, 40 + k) for k in range(24) for t in ("red", "blue")]
     assert 0 < summaries[0]["success"] == summaries[1]["success"] < 1
     assert len({r["length"] for r in one}) > 3  # not all the same by accident
+
+
+def test_an_early_end_leaves_what_it_was_decided_by(drunkard: Path, tmp_path: Path) -> None:
+    """Episodes count in the order of the plan, whichever of them is quicker."""
+    settings: dict[str, Any] = {"greedy": False, "episodes": 30, "workers": 3}
+    run(drunkard, tmp_path / "all", toy(**WALK), **settings)
+    summary = run(drunkard, tmp_path / "some", toy(**WALK), stop={"low": 0.1, "high": 0.9}, **settings)
+    whole, some = records(tmp_path / "all"), records(tmp_path / "some")
+    outcomes, test = [r["success"] for r in whole], rate_test(0.1, 0.9)
+    needed = next(n for n in range(1, 31) if test.decide(outcomes[:n]))
+    assert 1 < needed < 30
+    assert some == whole[:needed]
+    stopped = summary["stopped"]
+    assert (stopped["decision"], stopped["planned"]) == (test.decide(outcomes), 30)
+    assert stopped["low"] <= summary["low"] < summary["high"] < stopped["high"]
+    with pytest.raises(ValueError, match="expected low and high"):
+        run(drunkard, tmp_path / "none", stop={"low": 0.1})
 
 
 def test_noise_belongs_to_the_episode(drunkard: Path) -> None:
@@ -110,7 +128,7 @@ def test_the_summary_is_written_last(trained: Path, tmp_path: Path, monkeypatch:
     def torn(*args: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(rl.evaluate.csv.DictWriter, "writerows", torn)
+    monkeypatch.setattr(rl.records.csv.DictWriter, "writerows", torn)
     with pytest.raises(OSError, match="disk full"):
         run(trained, tmp_path)
     assert (tmp_path / "episodes.jsonl").exists()
