@@ -60,6 +60,36 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
+def interval_chart(rows: Sequence[tuple[str, Sequence[Point]]], *, title: str = "") -> str:
+    """Success rates with their intervals, 0 to 100 % to the right; each row holds the points of one name. `x` and
+    `label` of a point: its rate again, and what it is of (shown when pointed at)."""
+    top, line, gap = 24, 18, 12
+    x_at = _scale(0.0, 1.0, 12, WIDTH - 12)
+    height = top + sum(line * len(points) + 18 + gap for _, points in rows)
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">']
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = x_at(share)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 6}"/>')
+        parts.append(_text(x, 14, f"{share:.0%}", "start" if not share else "end" if share == 1 else "middle"))
+    y = top
+    for name, points in rows:
+        parts.append(_text(12, y + 12, name, "start"))
+        y += 18
+        for p in points:
+            middle, low, high = y + line / 2, x_at(p.low), x_at(p.high)
+            at = f'y1="{middle:.1f}" y2="{middle:.1f}"'
+            end = "end" if p.high > 0.75 else "start"
+            beside = low - 6 if end == "end" else high + 6
+            parts.append(
+                f'<g class="{escape(p.kind, quote=True)}"><title>{escape(p.label)}</title>'
+                f'<line x1="{low:.1f}" x2="{high:.1f}" {at}/><circle cx="{x_at(p.y):.1f}" cy="{middle:.1f}" r="4"/>'
+                f'<text x="{beside:.1f}" y="{middle + 4:.1f}" text-anchor="{end}">{escape(p.label)}</text></g>'
+            )
+            y += line
+        y += gap
+    return "".join([*parts, "</svg>"])
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers that enclose [low, high], about `count` of them."""
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -4,20 +4,19 @@ Everything is read from the run's files, and whatever is missing is left out and
 run that was cut short.
 """
 
-import base64
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rl.chart import Point, line_chart, number
 from rl.ledger import Account, account, cost_per_point, read, renewed
+from rl.page import duration, interval, rate, read_json, table, video, wide, write_page
 from rl.stats import mcnemar, paired_difference, wilson
 
 SIDES = ("before", "after")
 MAX_PAIRS = 4  # videos shown per side
-MAX_VIDEO = 6 * 2**20  # bytes; larger ones are named, not embedded
+MAX_FAILURES, MAX_REPLAYS = 4, 20  # further videos, and commands
 CURVES = {  # key -> title; drawn if the run logged it
     "rollout/length": "Episode length (steps)",
     "loss/value": "Value loss",
@@ -26,36 +25,13 @@ CURVES = {  # key -> title; drawn if the run logged it
     "loss/clip_fraction": "Clipped ratios",
     "loss/entropy": "Entropy (nats per element and link)",
 }
-STYLE = """
-:root{--bg:#fff;--panel:#f5f6f8;--text:#1b1f24;--soft:#5d6673;--rule:#dfe3e8;--after:#1f6feb;--before:#b3541e}
-@media(prefers-color-scheme:dark){:root{--bg:#101419;--panel:#191f27;--text:#e6eaf0;--soft:#9aa5b3;--rule:#2b333d;
---after:#6ea8fe;--before:#e8965a}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.2rem}h1{font-size:1.5rem;margin:.2rem 0}
-h2{font-size:1.1rem;margin:2rem 0 .6rem}
-p{margin:.4rem 0}.soft{color:var(--soft);font-size:.9rem}.cards{display:grid;gap:.8rem;
-grid-template-columns:repeat(auto-fit,minmax(11rem,1fr))}
-.card{background:var(--panel);border-radius:.6rem;padding:.8rem 1rem}
-.card b{display:block;font-size:1.7rem;line-height:1.2}.before b{color:var(--before)}.after b{color:var(--after)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--rule)}
-th{color:var(--soft);font-weight:600}
-pre{background:var(--panel);padding:.8rem;border-radius:.6rem;overflow-x:auto;font-size:.82rem}
-.chart{width:100%;height:auto;background:var(--panel);border-radius:.6rem}.grid{stroke:var(--rule)}
-.tick{fill:var(--soft);font-size:12px}.line{fill:none;stroke:var(--after);stroke-width:2}.dot{fill:var(--after)}
-.band{fill:var(--after);opacity:.18}.chart g line{stroke-width:2}.chart g text{font-size:12px}
-.chart .before line{stroke:var(--before)}.chart .before circle,.chart .before text{fill:var(--before)}
-.chart .after line{stroke:var(--after)}.chart .after circle,.chart .after text{fill:var(--after)}
-.two{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr))}
-figure{margin:0}figcaption{color:var(--soft);font-size:.85rem}video{width:100%;border-radius:.6rem;background:var(--panel)}
-"""
 
 
 def report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises ValueError if the folder holds nothing to report."""
     run_dir = Path(run_dir)
     metrics = renewed(read(run_dir / "metrics.jsonl"))
-    summary = _json(run_dir / "summary.json")
+    summary = read_json(run_dir / "summary.json")
     sides = {side: _evaluation(run_dir / f"evaluate_{side}", summary.get(side)) for side in SIDES}
     if not metrics and not summary and not any(sides.values()):
         raise ValueError(
@@ -72,22 +48,11 @@ def report(run_dir: Path) -> Path:
         _curve(metrics, sides),
         _cost(run_dir, metrics, summary, sides),
         _videos(run_dir),
+        _failures(run_dir),
         _more_curves(metrics),
         _commands(run_dir, summary),
     ]
-    html = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        + "\n".join(s for s in sections if s)
-        + "</main></body></html>\n"
-    )
-    page = run_dir / "report.html"
-    temporary = page.with_suffix(".html.part")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(page)
-    return page
+    return write_page(run_dir / "report.html", title, sections)
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
@@ -96,7 +61,7 @@ def report(run_dir: Path) -> Path:
 def _headline(sides: Mapping[str, dict[str, Any]], run_dir: Path) -> str:
     """Success before and after, per task if there are several, and whether the change is more than chance."""
     cards = [
-        f'<div class="card {side}">{side}<b>{e["success"]:.0%}</b><span class="soft">{_interval(e)}, '
+        f'<div class="card {side}">{side}<b>{e["success"]:.0%}</b><span class="soft">{interval(e)}, '
         f"{e['episodes']} episodes</span></div>"
         for side, e in sides.items()
         if e
@@ -105,15 +70,15 @@ def _headline(sides: Mapping[str, dict[str, Any]], run_dir: Path) -> str:
     if change:
         cards.append(f'<div class="card">change<b>{change[0]}</b><span class="soft">{escape(change[1])}</span></div>')
     rows = [
-        [task, *(_rate(sides[s].get("tasks", {}).get(task)) for s in SIDES)]
+        [task, *(rate(sides[s].get("tasks", {}).get(task)) for s in SIDES)]
         for task in sorted({t for e in sides.values() for t in e.get("tasks", {})})
     ]
-    table = _table(["task", *SIDES], rows) if len(rows) > 1 else ""
+    tasks = table(["task", *SIDES], rows) if len(rows) > 1 else ""
     lost = sum(int(e.get("infrastructure_failures", 0)) for e in sides.values())
     note = f'<p class="soft">{lost} episodes were lost to simulator failures and are not counted.</p>' if lost else ""
     missing = [side for side in SIDES if not sides[side]]
     gap = f'<p class="soft">Not evaluated: {" and ".join(missing)}.</p>' if missing else ""
-    return f'<h2>Success</h2><div class="cards">{"".join(cards)}</div>{note}{gap}{table}'
+    return f'<h2>Success</h2><div class="cards">{"".join(cards)}</div>{note}{gap}{tasks}'
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], sides: Mapping[str, dict[str, Any]]) -> str:
@@ -137,7 +102,7 @@ def _curve(metrics: Sequence[Mapping[str, Any]], sides: Mapping[str, dict[str, A
         percent=True,
     )
     note = "Line: recent training episodes, with the noise of exploration. Points: separate evaluation episodes."
-    return f'<h2>Learning curve</h2>{chart}<p class="soft">{note}</p>'
+    return f'<h2>Learning curve</h2>{wide(chart)}<p class="soft">{note}</p>'
 
 
 def _more_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -147,7 +112,7 @@ def _more_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         if len(rows) > 1:
             xs, ys = [float(m.get("env_steps", 0)) for m in rows], [float(m[key]) for m in rows]
             chart = line_chart(xs, ys, x_label="environment steps", title=title)
-            charts.append(f"<figure>{chart}<figcaption>{escape(title)}</figcaption></figure>")
+            charts.append(f"<figure>{wide(chart)}<figcaption>{escape(title)}</figcaption></figure>")
     return f'<h2>Training</h2><div class="two">{"".join(charts)}</div>' if charts else ""
 
 
@@ -166,9 +131,9 @@ def _cost(
     if total.unlearned_steps:
         rows.append(["steps lost with a learner or a killed run", number(float(total.unlearned_steps))])
     if "wall_s" in last:
-        rows.append(["wall-clock of fine-tuning", _duration(float(last["wall_s"]))])
+        rows.append(["wall-clock of fine-tuning", duration(float(last["wall_s"]))])
     if "wall_s" in summary:
-        rows.append(["wall-clock of everything", _duration(float(summary["wall_s"]))])
+        rows.append(["wall-clock of everything", duration(float(summary["wall_s"]))])
     if metrics:
         rows.append(["iterations", str(last.get("iteration", len(metrics)))])
     if total.started:
@@ -181,7 +146,7 @@ def _cost(
         rows.append(["restarts", "0"])
     if not total.balanced:
         rows.append(["ledger", "does not add up: more episodes ended than started"])
-    return f"<h2>Cost</h2>{_table(['', ''], rows)}" if rows else ""
+    return f"<h2>Cost</h2>{table(['', ''], rows)}" if rows else ""
 
 
 def _device_time(total: Account, sides: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -190,31 +155,35 @@ def _device_time(total: Account, sides: Mapping[str, Mapping[str, Any]]) -> list
         return []
     shares = {"busy": total.busy_s, "idle": total.idle_s, "lost to failures": total.lost_s}
     text = ", ".join(f"{v / total.device_s:.0%} {k}" for k, v in shares.items())
-    rows = [["device time (workers and learners)", f"{_duration(total.device_s)}: {text}"]]
+    rows = [["device time (workers and learners)", f"{duration(total.device_s)}: {text}"]]
     if sides["before"] and sides["after"]:
         cost = cost_per_point(total, sides["before"]["success"], sides["after"]["success"])
-        rows.append(["device time per success point", _duration(cost) if cost else "nothing was gained"])
+        rows.append(["device time per success point", duration(cost) if cost else "nothing was gained"])
     return rows
 
 
 def _videos(run_dir: Path) -> str:
     """Pairs of the same episode, before and after; they are named `<number>_...mp4`."""
-    found = {side: _numbered(run_dir / f"evaluate_{side}" / "videos") for side in SIDES}
-    numbers = sorted(set(found["before"]) | set(found["after"]))
-    both = [n for n in numbers if n in found["before"] and n in found["after"]]
-    figures = [
-        _video(found[side][n], side) for n in (both or numbers)[:MAX_PAIRS] for side in SIDES if n in found[side]
-    ]
+    found, numbers = _filmed(run_dir)
+    figures = [video(found[side][n], side) for n in numbers for side in SIDES if n in found[side]]
     if not figures:
         return ""
+    both = all(n in found[side] for n in numbers for side in SIDES)
     notes = ["Each row starts from the same initial state."] if both else []
     notes += _cameras(run_dir)
     return f'<h2>Videos</h2><p class="soft">{escape(" ".join(notes))}</p><div class="two">{"".join(figures)}</div>'
 
 
+def _filmed(run_dir: Path) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Videos by side and number, and the numbers that are shown side by side."""
+    found = {side: _numbered(run_dir / f"evaluate_{side}" / "videos") for side in SIDES}
+    both = sorted(set(found["before"]) & set(found["after"]))
+    return found, (both or sorted(set(found["before"]) | set(found["after"])))[:MAX_PAIRS]
+
+
 def _cameras(run_dir: Path) -> list[str]:
     """What the pictures show, what the policy sees of it, and how many could not be made."""
-    found = [_json(run_dir / f"evaluate_{side}" / "summary.json") for side in SIDES]
+    found = [read_json(run_dir / f"evaluate_{side}" / "summary.json") for side in SIDES]
     stated = next((e for e in found if e.get("videos")), None)
     if stated is None:
         return []
@@ -229,10 +198,34 @@ def _cameras(run_dir: Path) -> list[str]:
     return notes + ([f"{missing} replays went wrong and are left out."] if missing else [])
 
 
+def _failures(run_dir: Path) -> str:
+    """What still goes wrong, as far as it was filmed and is not shown above, and how to see the rest."""
+    folder = run_dir / "evaluate_after"
+    if not (folder / "episodes.jsonl").is_file():
+        folder = run_dir / "evaluate_before"
+    bad = [e for e in read(folder / "episodes.jsonl") if e.get("valid", True) and not e["success"]]
+    if not bad:
+        return ""
+    shown = set(_filmed(run_dir)[1])
+    filmed = [p for p in sorted((folder / "videos").glob("*_failure.mp4")) if p.name.split("_")[0] not in shown]
+    figures = "".join(video(p, folder.name.removeprefix("evaluate_")) for p in filmed[:MAX_FAILURES])
+    tasks: dict[str, int] = {}
+    for e in bad:
+        tasks[str(e["task"])] = tasks.get(str(e["task"]), 0) + 1
+    counts = table(["task", "failures"], [[t, str(n)] for t, n in sorted(tasks.items())]) if len(tasks) > 1 else ""
+    commands = [f"python launch.py replay {folder}:{e['episode']}" for e in bad[:MAX_REPLAYS] if "episode" in e]
+    rest = f"<details><summary>See them again</summary><pre>{escape(chr(10).join(commands))}</pre></details>"
+    return (
+        f'<h2>Failures</h2><p class="soft">{len(bad)} episodes of {folder.name}.</p>{counts}'
+        + (f'<div class="two">{figures}</div>' if figures else "")
+        + (rest if commands else "")
+    )
+
+
 def _commands(run_dir: Path, summary: Mapping[str, Any]) -> str:
     commands = [str(summary["command"])] if summary.get("command") else []
     for side in SIDES:
-        command = _json(run_dir / f"evaluate_{side}" / "summary.json").get("command")
+        command = read_json(run_dir / f"evaluate_{side}" / "summary.json").get("command")
         if command and str(command) not in commands:
             commands.append(str(command))
     out = f"<h2>Commands</h2><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
@@ -249,7 +242,7 @@ def _commands(run_dir: Path, summary: Mapping[str, Any]) -> str:
 
 def _evaluation(folder: Path, stated: Mapping[str, Any] | None) -> dict[str, Any]:
     """The summary of one evaluation; from its own file, from the run's summary, or counted from the episodes."""
-    found = _json(folder / "summary.json") or dict(stated or {})
+    found = read_json(folder / "summary.json") or dict(stated or {})
     if not found:
         episodes = [e for e in read(folder / "episodes.jsonl") if e.get("valid", True)]
         if not episodes:
@@ -277,45 +270,5 @@ def _paired(run_dir: Path) -> tuple[str, str] | None:
     return f"{100 * change:+.0f} points", points
 
 
-def _video(path: Path, side: str) -> str:
-    text = escape(f"{side}: {path.stem.replace('_', ' ')}")
-    if path.stat().st_size > MAX_VIDEO:
-        return f"<figure><figcaption>{text}: too large to embed, see {escape(path.name)}</figcaption></figure>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    source = f'src="data:video/mp4;base64,{data}"'
-    return f"<figure><video controls loop muted playsinline {source}></video><figcaption>{text}</figcaption></figure>"
-
-
 def _numbered(folder: Path) -> dict[str, Path]:
     return {p.name.split("_")[0]: p for p in sorted(folder.glob("*.mp4"))}
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(h)}</th>" for h in headings) if any(headings) else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>'
-
-
-def _interval(part: Mapping[str, Any]) -> str:
-    return f"{part['low']:.0%} to {part['high']:.0%}"
-
-
-def _rate(part: Mapping[str, Any] | None) -> str:
-    return f"{part['success']:.0%} ({_interval(part)}, {part['episodes']})" if part and part.get("episodes") else "-"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON ({e}); remove it, or run the evaluation again") from e
-    return found if isinstance(found, dict) else {}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from html.parser import HTMLParser
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,43 +13,7 @@ import pytest
 from rl.chart import line_chart, number, ticks
 from rl.report import report
 from rl.stats import wilson
-
-VOID = {"meta", "br", "img", "link", "input"}
-
-
-class Reader(HTMLParser):
-    """Checks nesting; collects text and what the page would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.text = ""
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [str(v) for k, v in attrs if k in ("src", "href", "poster", "data")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + " "
-
-
-def read_page(page: Path) -> Reader:
-    """The parsed page."""
-    reader = Reader()
-    reader.feed(page.read_text(encoding="utf-8"))
-    assert reader.open == []
-    return reader
+from tests.page_parts import read_page
 
 
 def write_evaluation(folder: Path, outcomes: list[bool], *, videos: bool = True) -> dict:
@@ -57,7 +21,7 @@ def write_evaluation(folder: Path, outcomes: list[bool], *, videos: bool = True)
     (folder / "videos").mkdir(parents=True)
     low, high = wilson(sum(outcomes), len(outcomes))
     part = {"success": sum(outcomes) / len(outcomes), "low": low, "high": high, "episodes": len(outcomes)}
-    rows = [{"task": "lift", "seed": i, "success": o, "valid": True} for i, o in enumerate(outcomes)]
+    rows = [{"episode": i, "task": "lift", "seed": i, "success": o, "valid": True} for i, o in enumerate(outcomes)]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "summary.json").write_text(json.dumps(part | {"command": "python launch.py evaluate", "tasks": {}}))
     for i in range(2 if videos else 0):
@@ -99,6 +63,18 @@ def test_page_tells_the_whole_run(run_dir: Path) -> None:
     assert f"{low:.0%} to {high:.0%}" in reader.text
     assert reader.tags.count("video") == 4
     assert not list(run_dir.glob("*.part"))
+
+
+def test_page_says_what_still_fails_and_how_to_see_it(run_dir: Path) -> None:
+    after = run_dir / "evaluate_after"
+    (after / "videos" / "000_seed0_success.mp4").rename(after / "videos" / "090_seed90_failure.mp4")
+    for k in range(86, 90):
+        shutil.copy(after / "videos" / "090_seed90_failure.mp4", after / "videos" / f"0{k}_seed{k}_failure.mp4")
+    reader = read_page(report(run_dir))
+    assert "15 episodes of evaluate_after." in reader.text
+    assert f"python launch.py replay {after}:85\n" in reader.text
+    assert [f"0{k} seed{k} failure" in reader.text for k in range(86, 91)] == [True] * 4 + [False]
+    assert reader.text.count("001 seed1 success") == 2  # a pair
 
 
 def test_page_says_what_the_videos_show(run_dir: Path) -> None:
