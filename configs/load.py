@@ -6,7 +6,8 @@ the section of the verb asked for is merged into the root, so one recipe serves 
 This is the only file that knows Hydra and OmegaConf.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from configs.schema import Origin, check, nearest, parameters
 
 CONFIGS = Path(__file__).parent
 DEMO = "demo"  # the main job, a verb and a recipe
 STAGES = ("collect", "pretrain", "evaluate", "finetune")  # what `demo` runs; a recipe may have a section for each
+CLUSTER = "cluster"  # group, and the key of what describes a cluster; no verb takes it
 ALIASES = {"reward": "rewards"}  # group -> key of the tree, where they differ
 
 
@@ -44,11 +47,26 @@ def choices(group: str, config_dir: Path | None = None) -> list[str]:
 
 def load(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> dict[str, Any]:
     """The resolved tree of `verb` as plain dicts. Raises ValueError naming the key, where it stands and the fix."""
-    folder = (config_dir or CONFIGS).resolve()
+    with _clearly(verb, overrides):
+        return _load(verb, overrides, (config_dir or CONFIGS).resolve())
+
+
+@contextlib.contextmanager
+def _clearly(verb: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Whatever libraries say of files and words that make no sense, in one line, as the mistake that it is."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, RecursionError) as e:
+        said = " ".join([verb, *overrides])
+        raise ValueError(f"{said}: {' '.join(str(e).split())}; expected YAML files and key=value") from e
+
+
+def _load(verb: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     if verb not in verbs(folder):
         raise ValueError(f"unknown verb '{verb}'; {nearest(verb, verbs(folder))}")
     groups = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
     picks, values = _split(overrides, groups, folder)
+    values = [v for v in values if v.key_or_group.split(".")[0] != CLUSTER]  # see `place`
     stages: dict[str, Any] = {}
     if verb == DEMO:
         stages = {stage: load(stage, _for_stage(stage, picks, values, folder), folder) for stage in STAGES}
@@ -64,6 +82,30 @@ def load(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = Non
     root = {str(k): v for k, v in plain.items() if k not in surplus}
     check(root, origin=_origin(sources), root=verb)
     return {**root, **stages}
+
+
+def place(verb: str, overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """The node of the cluster that a run goes to; {} if it stays here. Raises ValueError like `load`."""
+    with _clearly(verb, overrides):
+        return _place(verb, overrides, (config_dir or CONFIGS).resolve())
+
+
+def _place(verb: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+    groups = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(("_", ".")))
+    picks, values = _split(overrides, groups, folder)
+    tree, sources = _compose(verb, picks, folder)
+    values = [v for v in values if v.key_or_group.split(".")[0] == CLUSTER]
+    if CLUSTER not in tree:
+        if values:
+            raise ValueError(
+                f"'{values[0].input_line}': this cluster= runs here and has no such key; choose another one"
+            )
+        return {}
+    sources.extend(_apply(tree, values))
+    node = OmegaConf.to_container(tree[CLUSTER], resolve=True)
+    assert isinstance(node, dict)
+    check({CLUSTER: node}, origin=_origin(sources), root=verb)
+    return {str(k): v for k, v in node.items()}
 
 
 def dump(tree: dict[str, Any]) -> str:
