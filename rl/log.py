@@ -1,4 +1,4 @@
-"""One place that metrics go through: JSONL always, TensorBoard and Weights & Biases if asked for.
+"""One place that metrics go through: JSONL always; TensorBoard, Weights & Biases and Prometheus if asked for.
 
 Keys are `<group>/<name>` with the groups rollout, reward, loss, time and eval. Every record carries `iteration`,
 `env_steps` and `wall_s`, so any of them can be an axis.
@@ -8,7 +8,9 @@ import json
 import logging
 import math
 import os
+import re
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ class RunLog:
         *,
         tensorboard: bool = True,
         wandb: bool = False,
+        prometheus: bool = False,
         name: str = "",
         config: Mapping[str, Any] | None = None,
         keep: int = 1000,
@@ -45,6 +48,7 @@ class RunLog:
         self._began = time.monotonic()
         self._file = Ledger(self.path)
         self._tensorboard = self._open("tensorboard", lambda: _tensorboard(folder)) if tensorboard else None
+        self._prometheus = self._open("prometheus", lambda: _Gauges(name or folder.name)) if prometheus else None
         self._wandb = self._open("wandb", lambda: _wandb(folder, name or folder.name, config)) if wandb else None
 
     def __enter__(self) -> "RunLog":
@@ -66,11 +70,13 @@ class RunLog:
             LOG.warning("iteration %d: not finite and not recorded: %s", iteration, ", ".join(bad))
         self._file.write_many([record])
         self.history.append(record)
-        charts, online = self._tensorboard, self._wandb
+        charts, online, gauges = self._tensorboard, self._wandb, self._prometheus
         if charts is not None:
             self._try("tensorboard", lambda: _to_tensorboard(charts, record))
         if online is not None:
             self._try("wandb", lambda: online.log(record, step=iteration))
+        if gauges is not None:
+            self._try("prometheus", lambda: gauges.set(record))
         return record
 
     def last(self, key: str, default: float = math.nan) -> float:
@@ -114,9 +120,38 @@ def _to_tensorboard(writer: Any, record: Mapping[str, float]) -> None:
     writer.flush()
 
 
+class _Gauges:
+    """The numbers of a run where Ray offers Prometheus its own: `ray_temper_<group>_<name>`, with the run's name."""
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Gauge  # pulls in ray
+
+        self._make, self._run, self._gauges = Gauge, run, {}
+
+    def set(self, record: Mapping[str, float]) -> None:
+        for key, value in record.items():
+            if key not in self._gauges:
+                name = "temper_" + re.sub(r"\W", "_", key)
+                self._gauges[key] = self._make(name, description=f"{key} of a Temper run", tag_keys=("run",))
+            self._gauges[key].set(float(value), tags={"run": self._run})
+
+
 def _wandb(folder: Path, name: str, config: Mapping[str, Any] | None) -> Any:
+    """A run that is started again goes on under the same id."""
     import wandb  # slow to import
+
+    kept = folder / "wandb_id"
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex[:12])
 
     plain = json.loads(json.dumps(dict(config or {}), default=str))
     mode = os.environ.get("WANDB_MODE", "offline")  # nothing leaves the machine unless the user says so
-    return wandb.init(project="temper", name=name, dir=str(folder), config=plain, mode=mode)  # type: ignore[arg-type]
+    return wandb.init(
+        project="temper",
+        name=name,
+        dir=str(folder),
+        config=plain,
+        mode=mode,  # type: ignore[arg-type]
+        id=kept.read_text().strip(),
+        resume="allow",
+    )

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,50 @@ def test_wandb_is_offline_unless_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert seen["config"] == {"out": "x"}
     assert seen["record"]["loss/kl"] == 0.5
     assert seen["finished"]
+
+
+def test_wandb_goes_on_under_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    monkeypatch.setattr("wandb.init", lambda **kwargs: seen.append(kwargs))
+    for folder in ("a", "a", "b"):
+        RunLog(tmp_path / folder, tensorboard=False, wandb=True).close()
+    first, again, other = (call["id"] for call in seen)
+    assert first == again != other
+    assert {call["resume"] for call in seen} == {"allow"}
+
+
+def test_prometheus_gets_names_that_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[float, dict]] = {}
+
+    class Gauge:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict) -> None:
+            seen[self.name] = (value, tags)
+
+    monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
+    with RunLog(tmp_path / "mine", tensorboard=False, prometheus=True) as log:
+        log.write(1, {"rollout/success": 0.5})
+        log.write(2, {"rollout/success": 0.75, "loss/nonsense": float("nan")})
+    assert seen["temper_rollout_success"] == (0.75, {"run": "mine"})
+    assert seen["temper_iteration"][0] == 2.0
+    assert "temper_loss_nonsense" not in seen
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    """Every query of the Grafana dashboard names a key that some file of rl/ writes."""
+    root = Path(RunLog.__init__.__code__.co_filename).parents[1]
+    dashboard = json.loads((root / "docker" / "grafana" / "temper.json").read_text())
+    written = set().union(*(re.findall(r'"((?:rollout|loss|time|reward)/\w+)"', p.read_text())
+                            for p in (root / "rl").rglob("*.py")))  # fmt: skip
+    known = {"ray_temper_" + re.sub(r"\W", "_", key) for key in written} | {"ray_temper_env_steps"}
+    asked = {name for panel in dashboard["panels"] for target in panel["targets"]
+             for name in re.findall(r"ray_temper_\w+", target["expr"])}  # fmt: skip
+    assert asked <= known
+    assert len(asked) >= 10
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
 
 
 def test_broken_destination_is_dropped(

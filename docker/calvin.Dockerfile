@@ -1,0 +1,4 @@
+# Temper with the interpreter of calvin. Build from the repository's root, after the base: make images
+ARG BASE=temper:latest
+FROM ${BASE}
+RUN .venv/bin/python launch.py install calvin && rm -rf /root/.cache
