@@ -9,7 +9,7 @@ export MUJOCO_GL ?= osmesa
 export TEMPER_GOLDEN ?= $(abspath ../shared/golden)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS ?= 1
 
-.PHONY: setup gl demo test bench chaos simulators lint format clean
+.PHONY: setup gl browser images demo test bench chaos fuzz simulators lint format clean
 
 setup: $(STAMP) gl
 
@@ -41,6 +41,20 @@ bench: setup simulators
 
 chaos: setup
 	$(PY) -m tests.chaos $(CHAOS)
+
+# Over 10,000 changed checkpoints, demonstrations, messages and configurations: about ten minutes.
+fuzz: setup
+	@$(PY) -m benchmarks.fuzz
+
+# For tests/rl/test_page.py, which is skipped without one.
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+# temper:latest, and one image per simulator on top of it: temper:libero and so on.
+images:
+	docker build -f docker/base.Dockerfile -t temper:latest .
+	for file in $(filter-out docker/base.Dockerfile,$(wildcard docker/*.Dockerfile)); do \
+	  docker build -f $$file -t temper:$$(basename $$file .Dockerfile) . || exit 1; done
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
