@@ -61,7 +61,7 @@ class Channel:
         body, other = self._exactly(length)
         try:
             message = json.loads(body)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise WireClosed(f"message is not JSON: {e}") from e
         if not isinstance(message, dict):
             raise WireClosed(f"message is a {type(message).__name__}, expected an object")

@@ -160,7 +160,12 @@ def load_learner(folder: Path | str) -> dict[str, Any] | None:
         return None
     verify(folder)
     tensors = load_tensors(folder / "learner.safetensors")
-    return unflatten(json.loads((folder / "learner.json").read_text()), tensors)
+    try:
+        return unflatten(json.loads((folder / "learner.json").read_text()), tensors)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"{folder}/learner.json cannot be read ({type(e).__name__}: {e}); use another checkpoint"
+        ) from e
 
 
 def read_card(folder: Path | str) -> Card:
@@ -168,7 +173,7 @@ def read_card(folder: Path | str) -> Card:
     folder = _existing(Path(folder))
     try:
         data = json.loads((folder / "card.json").read_text())
-    except (OSError, json.JSONDecodeError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f"{folder}/card.json cannot be read ({e}); use another checkpoint") from e
     if data.get("format", 0) > FORMAT:
         raise ValueError(
@@ -226,7 +231,7 @@ def verify(folder: Path, *, content: bool = True) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         items = [(str(name), int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"{folder} is not a checkpoint: it has no valid {MANIFEST} ({type(e).__name__}); "
             "it was probably cut short while being written: use another one"
