@@ -106,9 +106,8 @@ def sweep(words: list[str], dry: bool) -> int:
 
         print(work(_made(tree)))
     elif dry and not _goes(words):
-        from rl.sweep import describe
-
         from configs.load import load
+        from rl.sweep import describe
 
         print("# " + "\n# ".join(describe(_made(load("sweep", words)))))
     return 0

@@ -38,7 +38,8 @@ class OfficialWorld:
         found = set(re.findall(r"calvin_scene_([A-D])\b", config.read_text(encoding="utf-8")))
         if found != {scene}:
             raise EnvError(f"{config} is of scene {', '.join(sorted(found)) or '(none)'}, and env.sim.name is {scene}")
-        self.scene, self._env = SCENES[scene], _official_env(dataset)
+        self.scene = SCENES[scene]
+        self._env: Any = _official_env(dataset)
         self._drawn = {f"rgb_{camera.name}": camera for camera in self._env.cameras}
         self._env.cameras = []
         self.robot = OfficialRobot(self._env)
