@@ -170,7 +170,12 @@ def messages(folder: Path) -> Case:
         data = mutate(json.dumps(spec).encode(), rng)
         try:
             return EnvSpec.from_json(json.loads(data))
-        except (KeyError, TypeError, AttributeError, RecursionError) as e:  # its callers say which file or child it was
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as e:  # its callers say which file or child it was
             raise ValueError(str(e)) from e
 
     return case

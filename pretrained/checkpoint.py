@@ -182,7 +182,7 @@ def read_card(folder: Path | str) -> Card:
     try:
         data["env"], data["policy"] = EnvSpec.from_json(data["env"]), PolicySpec.from_json(data["policy"])
         return Card(**{k: v for k, v in data.items() if k in Card.__dataclass_fields__})
-    except (KeyError, TypeError) as e:
+    except (LookupError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder}/card.json lacks an entry or has a strange one ({e}); use another checkpoint") from e
 
 

@@ -46,7 +46,7 @@ def _array_in(value: dict[Any, Any]) -> Any:
     text = dtype.decode(errors="replace") if isinstance(dtype, bytes) else dtype
     try:
         kind = np.dtype(str(text))
-    except TypeError as e:
+    except (TypeError, ValueError, SyntaxError) as e:  # NumPy parses some of them as Python
         raise ValueError(f"an array has dtype {text!r}, expected one of NumPy's, such as '|u1'") from e
     if kind.kind not in KINDS:
         raise ValueError(f"an array has dtype {text!r}, expected booleans or numbers")

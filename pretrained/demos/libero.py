@@ -92,12 +92,12 @@ def reading(path: Path) -> Iterator[h5py.File]:
     """An open file; whatever HDF5 finds wrong becomes a ValueError with the path."""
     try:
         with h5py.File(path, "r") as file:
-            if "data" not in file:
+            if not isinstance(file.get("data"), h5py.Group):
                 raise ValueError(
                     f"{path} has no group 'data', only {sorted(file)}; expected the LIBERO/robomimic layout"
                 )
             yield file
-    except (OSError, KeyError, RuntimeError) as e:
+    except (OSError, KeyError, RuntimeError, TypeError) as e:  # TypeError: a name that means another kind of thing
         raise ValueError(
             f"{path} is not a readable demonstration file ({e}); it is truncated, corrupt or of another layout: "
             "download or collect it again"
