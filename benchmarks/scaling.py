@@ -42,7 +42,8 @@ class LearnerStandIn:
     def update(self, *, batch_refs: list[Any], timesteps: dict[str, int]) -> list[dict[str, Any]]:
         """As rl.engine.ShellLearner answers."""
         self.version += 1
-        return [{"metrics": {"loss/policy": 0.0}, "weights": self.weights, "version": self.version}]
+        return [{"metrics": {"loss/policy": 0.0}, "weights": self.weights, "version": self.version,
+                 "state": None, "learned": []}]  # fmt: skip
 
 
 def make_driver(actors: Sequence[Any], weights: dict[str, np.ndarray]) -> Any:
@@ -54,7 +55,8 @@ def make_driver(actors: Sequence[Any], weights: dict[str, np.ndarray]) -> Any:
     from rl.ledger import Flights
 
     driver: Any = object.__new__(Temper)
-    run = SimpleNamespace(max_lag=0, sample_timeout_s=120.0, num_learners=0)
+    env = SimpleNamespace(open_deadline_s=60.0)
+    run = SimpleNamespace(max_lag=0, sample_timeout_s=120.0, num_learners=0, env=env)
     driver.config, driver.flights = SimpleNamespace(env_config={"run": run}), Flights()
     driver.env_runner_group = SimpleNamespace(_worker_manager=FaultTolerantActorManager(list(actors)))
     driver.learner_group = LearnerStandIn(weights)

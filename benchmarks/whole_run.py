@@ -31,13 +31,11 @@ class WholeRun:
     def block(self, seconds: float) -> tuple[float, float]:
         """(steps per second, seconds) of whole rounds, the last one's collection ahead included."""
         self.slowest.clear()
-        if self.engine.ahead:  # begun by an earlier block, it may not run beside whatever is measured in between
-            ray.wait(self.engine.ahead, num_returns=len(self.engine.ahead))
+        self._catch_up()  # what an earlier block began may not run beside whatever is measured in between
         started, steps = time.perf_counter(), 0.0
         while not steps or time.perf_counter() - started < seconds:
             steps += self._round()
-        if self.engine.ahead:  # what was collected before this block is counted in it, so what comes after is not
-            ray.wait(self.engine.ahead, num_returns=len(self.engine.ahead))
+        self._catch_up()  # what was collected before this block is counted in it, so what comes after is not
         spent = time.perf_counter() - started
         return steps / spent, spent
 
@@ -46,6 +44,10 @@ class WholeRun:
         for worker in self.engine.workers:
             ray.get(worker.stop.remote())
             ray.kill(worker)
+
+    def _catch_up(self) -> None:
+        if asked := list(self.engine.ahead.values()):
+            ray.wait(asked, num_returns=len(asked))
 
     def _round(self) -> float:
         metrics = self.engine.iterate().metrics

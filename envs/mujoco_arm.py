@@ -115,8 +115,6 @@ class Arm:
         self._skipped = int(bits.mjDSBL_CONTACT) | int(bits.mjDSBL_CONSTRAINT) | int(bits.mjDSBL_SENSOR)
         self._renderer: Any = None  # with `render` and `close`
         self._factors = tuple(perturb) if cameras else ()  # nobody looks: nothing to do
-        if self._factors and quality == "soft":
-            raise EnvError("render_quality: soft draws scenes as they were compiled; perturb needs exact, fast or lite")
         self._bind()
         for name in self._cameras:
             camera_id(self.model, name)  # a wrong name is refused here, not at the first image

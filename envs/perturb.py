@@ -81,10 +81,12 @@ def uniform(rng: np.random.Generator, bounds: Range) -> np.ndarray:
     return rng.uniform(np.asarray(bounds[0]), np.asarray(bounds[1]))
 
 
-def read_factors(node: Any) -> Tuple[Factor, ...]:
-    """The factors that are switched on. Raises EnvError naming what is unknown or malformed."""
+def read_factors(node: Any, quality: str = "") -> Tuple[Factor, ...]:
+    """The factors that are switched on. Raises EnvError for what is unknown, malformed, or not for this quality."""
     if node is None or (isinstance(node, (str, list, tuple, dict)) and not node):
         return ()
+    if quality == "soft":
+        raise EnvError("render_quality: soft draws scenes as they were compiled; perturb needs exact, fast or lite")
     if isinstance(node, str):
         if node in SHORT:
             return (_factor({"variation": SHORT[node]}, SEED, node),)

@@ -71,11 +71,16 @@ class Robosuite:
         `perturb` changes what is seen (envs/perturb.py).
         """
         chosen = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)} if cameras is None else cameras
-        sizes, factors = {c: (int(size[0]), int(size[1])) for c, size in chosen.items()}, read_factors(perturb)
+        sizes, factors = (
+            {c: (int(size[0]), int(size[1])) for c, size in chosen.items()},
+            read_factors(perturb, render_quality),
+        )
         if controller not in CONTROLLERS:
             raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
         if core == "fast" and name in NEEDS_FORCES:
-            raise EnvError(f"core: fast reads no forces after each substep, as {name} does; `core: stock` does")
+            raise EnvError(
+                f"core: fast reads no forces after each substep, as the task {name} does; `core: stock` does"
+            )
         self._shaped, self._poses, self._surfaces = reward_shaping, poses, surfaces
         self._running, self._steps = False, 0
         import_robosuite()

@@ -14,11 +14,13 @@ from torch import Tensor
 from envs.build import build
 from envs.types import EnvSpec
 from pretrained.types import Decision, DemoBatch, Features, ObsBatch
+from tests.toy_parts import MODULES
 
 FOLDER = Path(__file__).parents[2] / "configs" / "policy"
 # VPP's video model is of another package, which a small installation may lack.
 HAVE_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "vpp" or HAVE_DIFFUSERS)
+ABSENT = MODULES | (set() if HAVE_DIFFUSERS else {"vpp"})
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in ABSENT)
 SINGLE = ("Gaussian", "Categorical")  # kernels of one link
 # A diffusion of a single step divides the network's output, rounding included, by sqrt(alpha_bar) * std = 0.017.
 ROUNDING = {("ddim", 1): 1e-4, ("ddpm", 1): 1e-4}
