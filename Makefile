@@ -34,7 +34,7 @@ simulators: setup
 	@$(PY) launch.py install libero robosuite15 calvin ai2thor
 
 test: setup simulators
-	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile --durations=15 $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 bench: setup simulators
 	@$(PY) -m benchmarks $(BENCH)
