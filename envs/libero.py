@@ -89,13 +89,10 @@ class Libero:
         tasks = suite_tasks(name)
         self._suite, self._quality, self._init, self._core = name, render_quality, init, core
         self._told = {"poses": poses, "surfaces": surfaces}
-        self._factors, self._settle = (
-            read_factors(perturb, render_quality),
-            Settling(steps=int(settle_steps), action=WAIT),
-        )
+        self._factors = read_factors(perturb, render_quality)
+        self._settle = Settling(steps=int(settle_steps), action=WAIT)
         self._cameras = {camera: (int(size[0]), int(size[1])) for camera, size in cameras.items()}
-        assets = find_assets()
-        self._assets = without_srgb(assets) if strip_srgb else assets
+        self._assets = without_srgb(find_assets()) if strip_srgb else find_assets()
         self._states = suite_states(name)
         self._state_size = max(states.shape[1] for states in self._states.values())
         limit = float(memory_mb if memory_mb is not None else MEMORY_MB[bool(cameras)])

@@ -66,21 +66,16 @@ class Robosuite:
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
         refused. `core: stock` takes robosuite's own controllers.
-        docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`: say where joints and cameras
-        are, too (`Arm.poses`). `surfaces`: a camera of which to say what it sees, and where that is (`Arm.surfaces`).
-        `perturb` changes what is seen (envs/perturb.py).
+        docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`, `surfaces` (of a camera): more
+        privileged state, see `Arm`. `perturb` changes what is seen (envs/perturb.py).
         """
         chosen = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)} if cameras is None else cameras
-        sizes, factors = (
-            {c: (int(size[0]), int(size[1])) for c, size in chosen.items()},
-            read_factors(perturb, render_quality),
-        )
+        sizes = {camera: (int(size[0]), int(size[1])) for camera, size in chosen.items()}
+        factors = read_factors(perturb, render_quality)
         if controller not in CONTROLLERS:
             raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
         if core == "fast" and name in NEEDS_FORCES:
-            raise EnvError(
-                f"core: fast reads no forces after each substep, as the task {name} does; `core: stock` does"
-            )
+            raise EnvError(f"core: fast reads no forces after each substep, the task {name} does; take `core: stock`")
         self._shaped, self._poses, self._surfaces = reward_shaping, poses, surfaces
         self._running, self._steps = False, 0
         import_robosuite()
