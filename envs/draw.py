@@ -126,7 +126,7 @@ class SoftRenderer:
                     f"render_quality: soft cannot draw camera '{name}', which has a lens of its own; use lite"
                 )
         self._textures, self._texels = _textures(model)
-        self._soups: Dict[Tuple[int, ...], Tuple[np.ndarray, ...]] = {}
+        self._soups: Dict[Tuple[Any, ...], Tuple[np.ndarray, ...]] = {}
         self._look: Tuple[np.ndarray, ...] = ()
         self._refresh(data)
 
@@ -175,7 +175,8 @@ class SoftRenderer:
         """Look again at what is to be drawn if colours, materials or shapes have changed."""
         m = self._model
         look = (m.geom_rgba, m.geom_group, m.geom_matid, m.geom_size, m.site_rgba, m.mat_rgba, m.mat_texid,
-                m.mat_texrepeat, m.mat_specular, m.mat_shininess, m.mat_emission, m.light_active)  # fmt: skip
+                m.mat_texrepeat, m.mat_texuniform, m.mat_specular, m.mat_shininess, m.mat_emission,
+                m.light_active)  # fmt: skip
         if self._look and all(np.array_equal(a, b) for a, b in zip(look, self._look)):
             return
         self._look = tuple(a.copy() for a in look)
@@ -237,7 +238,7 @@ class SoftRenderer:
         model, mujoco = self._model, self._mujoco
         texture = int(model.mat_texid[geom.matid][int(mujoco.mjtTextureRole.mjTEXROLE_RGB)]) if geom.matid >= 0 else -1
         flat = texture >= 0 and int(model.tex_type[texture]) == int(mujoco.mjtTexture.mjTEXTURE_2D)
-        key = (int(geom.type), int(geom.dataid), int(geom.objtype), int(geom.objid), int(geom.matid), texture)
+        key = self._form(geom, texture)
         if key not in self._soups:
             soup = self._soup(geom)
             self._soups[key] = shapes.merged(soup, _coordinates(model, geom, soup, texture, flat))
@@ -259,6 +260,16 @@ class SoftRenderer:
         shape["specular"], shape["shininess"] = geom.specular, 128 * geom.shininess
         shape["middle"], shape["half"] = (low + high) / 2, (high - low) / 2
         return shape, corners, faces, planes
+
+    def _form(self, geom: Any, texture: int) -> Tuple[Any, ...]:
+        """All that corners and texture coordinates hang on."""
+        model, own = self._model, (int(geom.type), int(geom.dataid), *geom.size.tolist())
+        if int(geom.type) == int(self._mujoco.mjtGeom.mjGEOM_PLANE):
+            own += tuple(model.geom_size[geom.objid])  # which say where its lines are
+        if geom.matid < 0:
+            return own
+        laid = (*model.mat_texrepeat[geom.matid], bool(model.mat_texuniform[geom.matid]))
+        return (*own, texture, *laid)
 
     def _soup(self, geom: Any) -> shapes.Soup:
         model, kinds = self._model, self._mujoco.mjtGeom

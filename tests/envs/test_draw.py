@@ -123,6 +123,21 @@ def test_new_colours_and_hidden_sites_are_seen():
     assert unlike(*both(model)) < 0.015
 
 
+def test_new_sizes_and_coverings_are_seen():
+    model = scene(materials=("stretched",))
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    ours = draw.SoftRenderer(model, data, cameras=CAMERAS)
+    before = np.stack(list(ours.render(data).values()))
+    for change in (model.geom_size, model.mat_texrepeat):
+        change[:] *= 1.5
+        after, (wanted, again) = np.stack(list(ours.render(data).values())), both(model)
+        assert (before != after).mean() > 0.1
+        assert np.array_equal(after, again)
+        assert unlike(wanted, after) < 0.015
+        before = after
+
+
 def test_it_says_what_is_seen_where():
     model = scene(materials=("plain",))
     data = mujoco.MjData(model)
