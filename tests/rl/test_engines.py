@@ -435,13 +435,24 @@ def test_a_judge_that_dies_is_replaced_once_and_then_done_without(tmp_path: Path
         scorer.ask(frames, ["reach"] * 3)
         return scorer.answer()
 
+    def kill() -> None:
+        ray.kill(scorer.actor)  # returns before the actor is dead
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                ray.get(scorer.actor.__ray_ready__.remote())
+            except ray.exceptions.RayActorError:
+                return
+            time.sleep(0.05)
+        raise AssertionError("the actor does not die")
+
     first = ask()
     assert ((first > 0) & (first < 1)).all()
-    ray.kill(scorer.actor)
+    kill()
     with pytest.raises(ScorerLost, match="Actor"):
         ask()
     np.testing.assert_allclose(ask(), first)  # by another actor
-    ray.kill(scorer.actor)
+    kill()
     with pytest.raises(ScorerLost, match="Actor"):
         ask()
     with pytest.raises(ScorerLost, match="not started again"):
