@@ -6,6 +6,7 @@ Dead, silent, blind or non-finite children are replaced; only their own episode 
 observation at the end of an episode is the true final one.
 """
 
+import math
 import selectors
 import time
 import zlib
@@ -125,14 +126,17 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         row.child.slab["actions"][:n] = chunk
         self._ask(i, {"op": "step", "n": n, "render": render})
 
-    def wait(self) -> list[int]:
-        """Block until at least one asked row has an answer; return all that have. Deadlines are kept here."""
+    def wait(self, limit: float = math.inf) -> list[int]:
+        """Block until at least one asked row has an answer; return all that have. Deadlines are kept here.
+
+        None has, after `limit` seconds: []."""
+        until = time.monotonic() + limit
         while True:
             ready = any(row.asked and not row.child.busy for row in self._rows)
             deadlines = [(row.child.deadline, i) for i, row in enumerate(self._rows) if row.child.busy]
             if deadlines:
                 first, i = min(deadlines)
-                for key, _ in self._selector.select(0.0 if ready else max(0.0, first - time.monotonic())):
+                for key, _ in self._selector.select(0.0 if ready else max(0.0, min(first, until) - time.monotonic())):
                     self._receive(key.data)
                 child = self._rows[i].child
                 if child.busy and time.monotonic() >= child.deadline:  # also while the others keep answering
@@ -143,6 +147,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
                 return rows
             if not deadlines:
                 raise EnvError("wait: no request is under way; call send_reset or send_step first")
+            if time.monotonic() >= until:
+                return []
 
     def take(self, i: int) -> Arrival:
         """The answer of row i. Raises the environment's own EnvError if the request was refused."""

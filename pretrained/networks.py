@@ -5,12 +5,14 @@ No dropout and no batch statistics anywhere: a log-prob must not depend on the m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class SmallCnn(nn.Module):
@@ -48,13 +50,11 @@ class SmallCnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images [B, Y, X, 3]."""
-        h = images.permute(0, 3, 1, 2).to(self.project.weight.dtype, copy=True)
-        h = h.sub_(127.5)  # in place: fresh memory for a batch of pictures costs more than the arithmetic
-        for i, conv in enumerate(self.convs):
-            weight = (
-                conv.weight if i else conv.weight / 127.5
-            )  # pixels count from -1 to 1; weights are fewer than pixels
-            h = F.relu(F.conv2d(h, weight, conv.bias, conv.stride, conv.padding))
+        first = self.convs[0]
+        h = pixel_conv(images, first.weight / 127.5, first.bias, first.stride, first.padding)  # pixels from -1 to 1
+        h = F.relu(h, inplace=True)
+        for conv in self.convs[1:]:
+            h = F.relu(F.conv2d(h, conv.weight, conv.bias, conv.stride, conv.padding), inplace=True)
         h = h.flatten(1) if self.pool == "flatten" else self._keypoints(h)
         return F.silu(self.norm(self.project(h)))
 
@@ -64,6 +64,56 @@ class SmallCnn(nn.Module):
         y = (weights.sum(3) * self.rows).sum(-1)
         x = (weights.sum(2) * self.columns).sum(-1)
         return torch.cat([y, x], -1)
+
+
+def pixel_conv(
+    images: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Convolution of uint8 [B, Y, X, 3] less 127.5. On a CPU pixels become floats a few pictures at a time, in both
+    directions: as much memory as the cache has, instead of four times the batch, which takes longer than the sums."""
+    plain = images.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled(images.device.type)
+    if not plain:
+        return _PixelConv.apply(images, weight, bias, stride, padding)
+    h = images.permute(0, 3, 1, 2).to(weight.dtype, copy=True).sub_(127.5)
+    return F.conv2d(h, weight, bias, stride, padding)
+
+
+class _PixelConv(torch.autograd.Function):
+    """`pixel_conv` on a CPU; keeps the bytes for the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.window = stride, padding
+        parts = [F.conv2d(h, weight, bias, stride, padding) for _, h in _slabs(images, weight.dtype)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images, weight = ctx.saved_tensors
+        stride, padding = ctx.window
+        total = torch.zeros_like(weight)
+        for rows, h in _slabs(images, weight.dtype):
+            back = torch.ops.aten.convolution_backward
+            wanted = [False, True, False]  # of input, weight and bias
+            total += back(grad[rows], h, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted)[1]
+        return None, total, grad.sum((0, 2, 3)), None, None
+
+
+SLAB = 2**19  # numbers per thread that are floats at a time
+
+
+def _slabs(images: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their pixels less 127.5 as [n, 3, Y, X], always in the same memory."""
+    most = max(1, SLAB // images[0].numel()) * torch.get_num_threads() if len(images) else 1
+    memory = torch.empty(min(most, len(images)), *images.shape[1:], dtype=dtype)
+    for i in range(0, max(1, len(images)), most):
+        rows = slice(i, min(i + most, len(images)))
+        h = memory[: rows.stop - i].copy_(images[rows]).sub_(127.5)
+        yield rows, h.permute(0, 3, 1, 2)
 
 
 def random_shift(images: Tensor, pad: int, rng: torch.Generator) -> Tensor:

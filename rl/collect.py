@@ -3,9 +3,12 @@
     row i:  send_reset ─► observation ─► decide ─► send_step (a chunk) ─► arrival ─► decide ─► ... T decisions
 
 Rows run at their own pace: whoever has an observation is decided for, in batches of at least `min_ready` rows, while
-the others' simulators go on. With `lockstep` every batch holds all rows, which makes a run repeatable to the bit.
+the others' simulators go on. Such a batch waits for more rows for a part of the time that deciding takes: simulators
+that are faster than the policy are decided for all at once. With `lockstep` every batch holds all rows, which makes a
+run repeatable to the bit.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from rl.types import EpisodeRecord, Proposal, Segment
 # Initial states are named by seeds. Evaluation uses [0, 1,000,000), training the two thousand million behind them.
 TRAINING_SEEDS = 1_000_000
 NEEDS = ("privileged", "frames")  # what reward terms may ask to have stored
+PATIENCE = 0.5  # of the time that a decision takes; more rows in a batch hardly cost more
 Kept = dict[str, dict[str, np.ndarray]]  # need -> name -> array of one observation
 
 
@@ -95,6 +99,8 @@ class Collector:
         self.needs, self.proposal = needs, proposal
         n = vector.num_envs
         self.min_ready = n if lockstep else (min_ready or max(1, n // 2))
+        self.patient = min_ready is None and not lockstep
+        self.decide_s = 0.0  # of a batch, running mean
         self.seed = seed
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(n)
@@ -128,16 +134,20 @@ class Collector:
         fill.memory = {k: v.clone() for k, v in self.memory.items()}
         for episode in self.episodes:
             episode.first = 0
-        t = [0] * n
+        t, patience = [0] * n, 0.0
         while min(t) < t_end:
             rows = [i for i in range(n) if self.ready[i] and t[i] < t_end]
             unfinished = sum(1 for x in t if x < t_end)
-            if len(rows) >= min(self.min_ready, unfinished):
+            enough = len(rows) >= min(self.min_ready, unfinished)
+            if enough and (len(rows) == unfinished or patience <= 0):
                 self._decide(rows, t, fill)
+                patience = PATIENCE * self.decide_s if self.patient else 0.0
                 continue
             before = time.perf_counter()
-            arrived = self.vector.wait()
-            waited += time.perf_counter() - before
+            arrived = self.vector.wait(patience if enough else math.inf)
+            spent = time.perf_counter() - before
+            waited += spent
+            patience -= spent if enough else 0.0
             for i in arrived:
                 self._arrive(i, t, fill, version)
         self._bootstrap(t, fill)
@@ -189,7 +199,9 @@ class Collector:
             self.memory[k][index] = v
         fill.decide(rows, [t[i] for i in rows], features, obs.texts, decision, [self.fresh[i] for i in rows])
         chunk = decision.chunk.double().numpy()
-        fill.policy_s += time.perf_counter() - before
+        spent = time.perf_counter() - before
+        fill.policy_s += spent
+        self.decide_s += 0.1 * (spent - self.decide_s)
         for row, i in enumerate(rows):
             self.ready[i], self.fresh[i] = False, False
             self.sent[i] = chunk[row, : self.policy.spec.execute]

@@ -42,6 +42,7 @@ def start_ray(run: FinetuneRun) -> None:
     for tries_left in (2, 1, 0):
         try:
             ray.init(
+                address="local",  # not one that happens to run on this machine
                 num_cpus=cpus,
                 include_dashboard=run.dashboard,
                 runtime_env=environment,
