@@ -201,7 +201,7 @@ class Collector:
         chunk = decision.chunk.double().numpy()
         spent = time.perf_counter() - before
         fill.policy_s += spent
-        self.decide_s += 0.1 * (spent - self.decide_s)
+        self.decide_s += (0.1 if self.decide_s else 1.0) * (spent - self.decide_s)
         for row, i in enumerate(rows):
             self.ready[i], self.fresh[i] = False, False
             self.sent[i] = chunk[row, : self.policy.spec.execute]

@@ -235,7 +235,8 @@ class Learner:
     def _minibatches(self, batch: Batch) -> list[Tensor]:
         n = batch.valid.shape[0]
         count = int(least(torch.tensor(min(self.algo.minibatches, n))))  # uneven rollouts: no learner waits for ever
-        return list(torch.randperm(n, generator=self.rng).tensor_split(count))
+        parts = torch.randperm(n, generator=self.rng).tensor_split(count)
+        return [part.sort().values for part in parts]  # rows are read in the order in which they lie
 
     def _step(self, loss: Tensor) -> float:
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,9 @@ from pretrained.types import Features, Memory, Metrics, ObsBatch, Policy, Rng
 __all__ = ["Algorithm", "Batch", "EpisodeRecord", "Metrics", "Proposal", "Reward", "Segment"]
 
 
+LARGE = 2**24  # bytes of a feature that is worth leaving where it is
+
+
 @dataclass
 class EpisodeRecord:
     """One finished (or lost) episode, for the ledger and for success rates."""
@@ -62,8 +65,39 @@ class Segment:
         return int(self.value.shape[0]), int(self.value.shape[1])
 
 
+class Parts:
+    """Features of several segments, used as one tensor [N, ...] of which only rows are ever taken: pictures stay where
+    they arrived, because a second copy of them would be most of a learner's memory."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([sum(len(t) for t in self.tensors), *self.tensors[0].shape[1:]])
+
+    def reshape(self, first: int, *rest: int) -> "Parts":
+        """Split or merge leading axes; `first` is what they all have together."""
+        parts = [t.reshape(-1, *rest) for t in self.tensors]
+        if sum(len(p) for p in parts) != first:
+            raise ValueError(f"{tuple(self.shape)} cannot become {(first, *rest)}")
+        return Parts(parts)
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Rows in ascending order. Raises ValueError for others."""
+        if dim != 0 or bool((index.diff() < 0).any()):
+            raise ValueError("only rows in ascending order can be taken of features that lie in several places")
+        out = torch.empty(len(index), *self.shape[1:], dtype=self.tensors[0].dtype)
+        first = begin = 0
+        for tensor in self.tensors:
+            end = int(torch.searchsorted(index, first + len(tensor)))
+            torch.index_select(tensor, 0, index[begin:end] - first, out=out[begin:end])
+            first, begin = first + len(tensor), end
+        return out
+
+
 def join(segments: Sequence[Segment]) -> Segment:
-    """Stack segments of equal T along N. Raises ValueError if their policy versions differ."""
+    """Stack segments of equal T along N; large features become Parts. Raises ValueError if policy versions differ."""
     versions = sorted({s.version for s in segments})
     if len(versions) != 1:
         raise ValueError(f"segments of policy versions {versions} cannot be joined; expected one version")
@@ -76,11 +110,16 @@ def join(segments: Sequence[Segment]) -> Segment:
             return {k: cat([p[k] for p in parts]) for k in parts[0]}
         return torch.cat(list(parts))
 
+    def kept(parts: Sequence[Tensor]) -> Any:
+        return Parts(parts) if sum(p.numel() * p.element_size() for p in parts) >= LARGE else torch.cat(list(parts))
+
     out: dict[str, Any] = {}
     for f in fields(Segment):
         values = [getattr(s, f.name) for s in segments]
         if f.name == "version":
             out[f.name] = first.version
+        elif f.name == "features":
+            out[f.name] = {k: kept([v[k] for v in values]) for k in values[0]}
         elif f.name == "episodes":
             out[f.name] = [e for v in values for e in v]
         elif f.name == "stats":

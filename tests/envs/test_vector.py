@@ -126,6 +126,16 @@ def test_the_final_picture_is_rendered_when_the_episode_ends_inside_a_chunk(vect
     np.testing.assert_array_equal(a.obs.images["top"], last.obs.images["top"])
 
 
+def test_waiting_has_a_limit_if_asked(vector: Make) -> None:
+    v = vector(config=toy(wait_ms=1500.0))
+    v.send_reset(0, v.tasks[0], 0)
+    assert v.wait() == [0]
+    v.take(0)
+    v.send_step(0, STAY)
+    assert v.wait(0.01) == []
+    assert v.wait() == [0]
+
+
 def test_a_new_instruction_inside_an_episode_ends_the_chunk(vector: Make) -> None:
     v, expert = vector(config=toy(relay=True, hold=1, max_steps=40)), make_expert("toy/reach", "red")
     first = reset(v, seed=3)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from pretrained import networks
 from pretrained.encoders import CLIP_MEAN, CLIP_STD, ClipEncoder, PixelEncoder, clip_pixels
 from pretrained.networks import SmallCnn, VelocityTransformer, random_shift
 from pretrained.normalize import ActionNormalizer, ProprioNormalizer, find_quaternions
@@ -33,6 +35,25 @@ def test_pixel_encoder_sees_images_and_words() -> None:
     assert tokens.equal(
         PixelEncoder(cameras=CAMERAS, words=5).tokens(["lift the cube", "lift the cube", "cube", "", "a b c d e"])
     )
+
+
+@pytest.mark.parametrize("window", [(8, 8, 0), (5, 2, 2)], ids=["patches", "overlapping"])
+def test_pixels_become_floats_a_few_pictures_at_a_time_as_they_would_at_once(
+    monkeypatch: pytest.MonkeyPatch, window: tuple[int, int, int]
+) -> None:
+    size, stride, pad = window
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (7, 24, 32, 3), dtype=torch.uint8, generator=rng)
+    weight, bias = torch.randn(4, 3, size, size, generator=rng), torch.randn(4, generator=rng)
+    monkeypatch.setattr(networks, "SLAB", 2 * 24 * 32 * 3 // torch.get_num_threads())  # two pictures and one left over
+    results = []
+    for convolve in (networks.pixel_conv, lambda x, *a: nn.functional.conv2d(x.permute(0, 3, 1, 2) - 127.5, *a)):
+        leaves = [weight.clone().requires_grad_(True), bias.clone().requires_grad_(True)]
+        out = convolve(images, *leaves, (stride, stride), (pad, pad))
+        (out / 127.5).square().sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
 def test_keypoints_follow_a_blob() -> None:

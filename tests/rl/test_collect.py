@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -215,6 +216,24 @@ def test_rows_may_run_at_their_own_pace(collector: Make) -> None:
     assert torch.equal(segments[1].starts[:, 0], done)
     inside = segments[0].starts[:, 1:]
     assert torch.equal(inside, (segments[0].terminated | segments[0].truncated)[:, :-1])
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_policy_slower_than_its_simulators_decides_for_all_at_once(
+    collector: Make, patient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = collector(n=4, decisions=8, lockstep=False, min_ready=None if patient else 2)
+    act, batches = one.policy.act, []
+
+    def slow(features: Any, memory: Any, rng: Any) -> Any:
+        batches.append(len(rng))
+        time.sleep(0.2)
+        return act(features, memory, rng)
+
+    monkeypatch.setattr(one.policy, "act", slow)
+    one.collect(0)
+    assert sum(batches) == 32
+    assert (len(batches) <= 10) == patient  # of 8 to 16
 
 
 def test_segments_tell_of_every_episode_once(collector: Make) -> None:

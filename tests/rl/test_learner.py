@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import rl.types
 from pretrained.checkpoint import load_learner, load_policy, save
 from rl.learner import Learner
 from rl.ppo import Ppo
 from rl.rewards import build_terms
 from rl.rollout import get_weights
+from rl.types import Parts, join
 from tests.toy_parts import FAMILIES, SUCCESS, make_policy, make_segment, policy_node, toy_spec
 
 CASES = [(f, "none") for f in FAMILIES] + [("gaussian", "gru"), ("flow", "gru"), ("categorical", "gru")]
@@ -67,6 +69,24 @@ def test_without_a_learning_rate_nothing_changes(policy: Any) -> None:
     learner(policy, lr={"": 0.0}).update(segment)
     assert not changed(before, policy)
     assert (log_probs(policy, segment) - scores).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_pictures_of_several_segments_stay_where_they_are(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = []
+    options: dict[str, Any] = {} if memory == "none" else {"memory": memory}
+    for large in (0, 2**60):
+        monkeypatch.setattr(rl.types, "LARGE", large)
+        policy = make_policy("gaussian", **options)
+        segment = join([make_segment(policy, n, 4, seed=n) for n in (3, 1, 5)])
+        assert all(isinstance(v, Parts) == (large == 0) for v in segment.features.values())
+        learner(policy, lr=1e-3).update(segment)
+        learned.append(weights(policy))
+    assert all(torch.equal(v, learned[1][k]) for k, v in learned[0].items())
+    parts = Parts([torch.arange(6).reshape(3, 2), torch.arange(6, 10).reshape(2, 2)])
+    assert parts.index_select(0, torch.tensor([1, 2, 4])).tolist() == [[2, 3], [4, 5], [8, 9]]
+    with pytest.raises(ValueError, match="ascending"):
+        parts.index_select(0, torch.tensor([2, 1]))
 
 
 @pytest.mark.parametrize("case", [("flow", "none"), ("flow", "gru")], ids=lambda c: "-".join(c))
