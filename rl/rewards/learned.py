@@ -1,5 +1,7 @@
 """Reward from a model that looks at pictures, such as LIV's progress: a potential Phi in [0, 1], without the simulator.
 
+A judge may look back at the last few decisions' pictures, as likelihoods of videos do; what lies before an episode, or
+before the segment, is its first picture repeated.
 Whole segments are judged after collection, in batches, each picture once; a judge may live in a Ray actor beside the
 learner (`rl.scorer`). If it cannot answer, the term pays nothing, training goes on with the other terms, and log,
 metrics (`audit/<name>_lost`) and ledger say so.
@@ -42,6 +44,7 @@ class Learned:
         mode: str = "pbrs",
         anneal: int = 0,
         threshold: float = 0.5,
+        pictures: int = 1,
         truth: str = "progress",
         remote: bool = False,
         num_gpus: float = 0.0,
@@ -49,13 +52,17 @@ class Learned:
         timeout_s: float = 300.0,
         batch: int = 128,
     ) -> None:
-        """`judge`: node of what maps pictures uint8 [M, Y, X, 3] and texts to [M]; `truth`: a privileged scalar that
-        the audit compares it with, or ""; `remote`: in an actor that is started anew `restarts` times."""
+        """`judge`: node of what maps pictures uint8 [M, Y, X, 3] and texts to [M], or with `pictures` > 1 clips of so
+        many, the oldest first; `truth`: a privileged scalar that the audit compares it with, or ""; `remote`: in an
+        actor that is started anew `restarts` times."""
         if mode not in MODES:
             raise ValueError(f"learned reward: mode '{mode}' is not known; expected one of {', '.join(MODES)}")
         if anneal < 0 or (anneal and mode != "dense"):
             raise ValueError(f"learned reward: anneal = {anneal} with mode '{mode}'; expected 0, or mode: dense")
+        if pictures < 1:
+            raise ValueError(f"learned reward: pictures = {pictures}, expected at least 1")
         self.mode, self.camera, self.anneal, self.threshold, self.truth = mode, camera, anneal, threshold, truth
+        self.pictures = pictures
         self.needs: frozenset[str] = frozenset({"frames", "privileged"} if truth else {"frames"})
         self._scorer: Scorer = make_scorer(judge, remote=remote, num_gpus=num_gpus, restarts=restarts,
                                            timeout_s=timeout_s, batch=batch)  # fmt: skip
@@ -98,8 +105,9 @@ class Learned:
         return torch.where(segment.valid, weight * after, torch.zeros_like(after))
 
     def potential(self, frames: np.ndarray, texts: list[str]) -> np.ndarray:
-        """Phi [M] of pictures uint8 [M, Y, X, 3], for evaluations. Raises ScorerLost."""
-        self._scorer.ask(frames, texts)
+        """Phi [M] along the pictures uint8 [M, Y, X, 3] of one episode, for evaluations. Raises ScorerLost."""
+        places = np.maximum(np.arange(len(frames))[:, None] - np.arange(self.pictures)[::-1], 0)
+        self._scorer.ask(frames[places] if self.pictures > 1 else frames, texts)
         return self._scorer.answer()
 
     def _pictures(self, segment: Segment) -> list[tuple[np.ndarray, str]]:
@@ -111,7 +119,15 @@ class Learned:
             )
         frames, owners = segment.frames[self.camera].numpy(), segment.text_id
         rows = segment.valid.nonzero().tolist()
-        return [(frames[n, t, i], segment.texts[int(owners[n, t])]) for n, t in rows for i in (0, 1)]
+        texts = [segment.texts[int(owners[n, t])] for n, t in rows]
+        if self.pictures == 1:
+            return [(frames[n, t, i], text) for (n, t), text in zip(rows, texts, strict=True) for i in (0, 1)]
+        first, back = _begun(segment), np.arange(self.pictures)[::-1]
+        out = []
+        for (n, t), text in zip(rows, texts, strict=True):
+            seen = frames[n, np.maximum(t - back, first[n, t]), 0]
+            out += [(seen, text), (np.concatenate([seen[1:], frames[n, t, 1:]]), text)]
+        return out
 
     def _potential(self, segment: Segment) -> Tensor:
         """Phi [N, T, 2] before and after each decision."""
@@ -135,6 +151,12 @@ class Learned:
             found = correlation(said.tolist(), true.tolist())
             out |= {"correlation": found} if math.isfinite(found) else {}
         return out
+
+
+def _begun(segment: Segment) -> np.ndarray:
+    """[N, T] decision at which the episode of each decision began, 0 if that was before the segment."""
+    places = np.where(segment.starts.numpy(), np.arange(segment.shape[1]), 0)
+    return np.maximum.accumulate(places, 1)
 
 
 def _key(picture: np.ndarray, text: str) -> bytes:

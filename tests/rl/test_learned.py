@@ -102,6 +102,40 @@ def test_modes_pay_as_they_say() -> None:
     assert term(mode="sparse", threshold=0.9)(segment, GAMMA).tolist() == [[0, 0, 0]]
 
 
+class Clips:
+    """A judge of clips: the grey of the oldest picture counts ten times as much as that of the one after it, ..."""
+
+    def __call__(self, frames: np.ndarray, texts: list[str]) -> np.ndarray:
+        levels = frames[..., 0, 0, 0].astype(float) / 255
+        return (levels * 10.0 ** -np.arange(1, levels.shape[1] + 1)).sum(1)
+
+
+def test_judges_of_clips_see_the_pictures_of_this_episode_alone() -> None:
+    starts = torch.tensor([[False, False, True, False]])
+    segment = walk([10, 20, 30, 40, 50], starts=starts, duration=torch.ones(1, 4, dtype=torch.int64))
+    segment.frames["eye"][0, 1, 1] = 25  # the last picture of the first episode
+    made = term(pictures=3, mode="dense")
+    made._scorer.judging.judge = Clips()  # type: ignore[attr-defined]
+    phi = made._potential(segment) if made._asked else (made.begin(segment), made._potential(segment))[1]
+
+    def of(*levels: int) -> float:
+        return float(Clips()(np.array(levels, np.uint8).reshape(1, 3, 1, 1, 1), [""])[0])
+
+    before = [of(10, 10, 10), of(10, 10, 20), of(30, 30, 30), of(30, 30, 40)]
+    after = [of(10, 10, 20), of(10, 20, 25), of(30, 30, 40), of(30, 40, 50)]
+    np.testing.assert_allclose(phi[0].numpy(), np.stack([before, after], 1), atol=1e-6)
+    frames = np.stack([np.full((4, 4, 3), g, np.uint8) for g in (30, 40, 50)])
+    np.testing.assert_allclose(made.potential(frames, [""] * 3), [before[2], after[2], after[3]])
+    last = torch.tensor([[False, False, False, True]])
+    shaped = term(pictures=3)
+    shaped._scorer.judging.judge = Clips()  # type: ignore[attr-defined]
+    paid = shaped(walk([10, 20, 30, 40, 50], truncated=last, duration=torch.ones(1, 4, dtype=torch.int64)), GAMMA)[0]
+    total = sum(GAMMA**t * float(p) for t, p in enumerate(paid))
+    assert total == pytest.approx(GAMMA**4 * of(30, 40, 50) - of(10, 10, 10), abs=1e-6)
+    with pytest.raises(ValueError, match="pictures = 0"):
+        term(pictures=0)
+
+
 def test_each_picture_is_judged_once() -> None:
     made = term(batch=2)
     segment = walk([0, 10, 20, 10, 30])
