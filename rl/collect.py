@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,11 +69,12 @@ class Episode:
     length: int = 0
     reward: float = 0.0
     first: int = 0  # its first decision in this segment
+    lead: int = 0  # decisions that the proposal's guide takes before the policy does
+    guided: int = 0  # of those, how many it has taken
 
     def record(self, env: str, version: int, *, success: bool, cause: str = "") -> EpisodeRecord:
-        return EpisodeRecord(
-            env, self.task, self.seed, success, self.length, self.reward, not cause, cause, version, self.name
-        )
+        return EpisodeRecord(env, self.task, self.seed, success, self.length, self.reward, not cause, cause, version,
+                             self.name, self.guided)  # fmt: skip
 
 
 class Collector:
@@ -110,6 +112,7 @@ class Collector:
         self.decided = [0] * n  # decisions since the last hint
         self.before: list[Kept] = [{} for _ in range(n)]  # what rewards need of the last observation
         self.started = [0] * n  # episodes of each row
+        self.version = 0  # of the policy that acts
         self.told = 0  # of those, how many earlier segments have reported
         self.segments = 0  # collected
         self.acted: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks executed in the running episode
@@ -124,7 +127,7 @@ class Collector:
     @torch.no_grad()
     def collect(self, version: int) -> Segment:
         """T decisions of every row with the present weights."""
-        started, waited = time.perf_counter(), 0.0
+        started, waited, self.version = time.perf_counter(), 0.0, version
         n, t_end = self.vector.num_envs, self.decisions
         renew = getattr(self.policy, "between_segments", None)  # of policies whose cache ends with a segment
         if renew is not None:
@@ -182,9 +185,16 @@ class Collector:
         draw = int(np.random.SeedSequence([self.seed, i, k // block]).generate_state(1)[0])
         first = TRAINING_SEEDS + draw % 2_000_000_000
         seed = first + -first % block + k % block
-        return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}")
+        lead = getattr(getattr(self, "proposal", None), "lead", None)  # of `rl.proposals.start_states`
+        return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}",
+                       lead=lead(seed, self.version) if lead is not None else 0)  # fmt: skip
 
     def _decide(self, rows: list[int], t: list[int], fill: "_Buffers") -> None:
+        if led := [i for i in rows if self.episodes[i].lead]:
+            self._follow_guide(led)
+            rows = [i for i in rows if i not in led]
+            if not rows:
+                return
         before = time.perf_counter()
         obs = self.history.batch(rows)
         self._attach_hints(rows, obs)
@@ -205,6 +215,15 @@ class Collector:
         for row, i in enumerate(rows):
             self.ready[i], self.fresh[i] = False, False
             self.sent[i] = chunk[row, : self.policy.spec.execute]
+            self.vector.send_step(i, self.sent[i])
+
+    def _follow_guide(self, rows: list[int]) -> None:
+        """What the guide does is executed and not learned from: the policy's episode begins where it ends."""
+        guide: Any = self.proposal
+        for i, chunk in zip(rows, guide.guide(self.history.batch(rows)), strict=True):
+            self.ready[i], self.sent[i] = False, chunk[: self.policy.spec.execute]
+            self.episodes[i].lead -= 1
+            self.episodes[i].guided += 1
             self.vector.send_step(i, self.sent[i])
 
     def _attach_hints(self, rows: list[int], obs: ObsBatch) -> None:
@@ -246,22 +265,26 @@ class Collector:
             self.ready[i], self.fresh[i] = True, True
             return
         self.history.push(i, arrival.obs, first=arrival.renewed)
-        self.fresh[i] = arrival.renewed  # another task: neither history nor memory of the one before
+        led = not fill.running[i]
+        self.fresh[i] = arrival.renewed or led  # another task: neither history nor memory of the one before
         self.acted[i].append(self.sent[i][: arrival.executed].copy())
         episode.length += arrival.executed
         episode.reward += float(arrival.rewards.sum())
         after = self._kept(arrival.obs)
-        fill.arrive(i, t[i], arrival, self.gamma, self.before[i], after)
+        if led:
+            fill.guided_steps += arrival.executed
+        else:
+            fill.arrive(i, t[i], arrival, self.gamma, self.before[i], after)
         self.before[i] = after
         if not (arrival.terminated or arrival.truncated):
             self.ready[i] = True
-            t[i] += 1
+            t[i] += not led
             return
-        if arrival.truncated and not arrival.terminated:
+        if arrival.truncated and not arrival.terminated and not led:
             fill.next_value[i, t[i]] = self._value([i])[0]
         env_id = self.vector.env_spec.env_id
         fill.episodes.append((t[i], i, episode.record(env_id, version, success=arrival.success)))
-        t[i] += 1
+        t[i] += not led
         self._start_next(i, t)
 
     def _start_next(self, i: int, t: list[int]) -> None:
@@ -306,21 +329,16 @@ class _Buffers:
         self.running = [False] * n  # a chunk of this row is under way
         self.kept: dict[str, dict[str, Tensor]] = {need: {} for need in NEEDS}
         self.episodes: list[tuple[int, int, EpisodeRecord]] = []  # (decision, row, record)
-        self.policy_s = 0.0
+        self.policy_s, self.guided_steps = 0.0, 0
 
     @property
     def done(self) -> Tensor:
         return self.terminated | self.truncated
 
     def decide(
-        self,
-        rows: list[int],
-        times: list[int],
-        features: Features,
-        texts: list[str],
-        decision: Decision,
+        self, rows: list[int], times: list[int], features: Features, texts: list[str], decision: Decision,
         fresh: list[bool],
-    ) -> None:
+    ) -> None:  # fmt: skip
         r, t = torch.tensor(rows), torch.tensor(times)
         for k, v in features.items():
             if k not in self.features:
@@ -337,15 +355,7 @@ class _Buffers:
         for i in rows:
             self.running[i] = True
 
-    def arrive(
-        self,
-        i: int,
-        t: int,
-        arrival: Arrival,
-        gamma: float,
-        before: Kept,
-        after: Kept,
-    ) -> None:
+    def arrive(self, i: int, t: int, arrival: Arrival, gamma: float, before: Kept, after: Kept) -> None:
         self.running[i] = False
         self.env_reward[i, t] = float((arrival.rewards * gamma ** np.arange(arrival.executed)).sum())
         self.duration[i, t] = arrival.executed
@@ -372,7 +382,7 @@ class _Buffers:
         self._keep(i, t, before, before)  # so that the segment has these arrays even if all rows are lost
 
     def segment(self, version: int, stats: dict[str, float], name: str) -> Segment:
-        stats["env_steps"] = float(self.duration[self.valid].sum())
+        stats["env_steps"] = float(self.duration[self.valid].sum()) + self.guided_steps
         return Segment(
             features=self.features,
             texts=list(self.texts),

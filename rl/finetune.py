@@ -288,7 +288,7 @@ class _Loop:
             records.append({"event": "started", "count": iteration.started})
         for episode in iteration.episodes:
             records.append({"event": "episode", **asdict(episode)})
-            if episode.valid:
+            if episode.counts:
                 self.recent.append(episode.success)
         self._audit(iteration)
         records += [{"event": e["kind"], **{k: v for k, v in e.items() if k != "kind"}} for e in iteration.events]
@@ -324,7 +324,7 @@ class _Loop:
         for key in [k for k in metrics if k.startswith("audit/") and k.endswith("_lost") and metrics[k]]:
             name = key.removeprefix("audit/").removesuffix("_lost")
             iteration.events.append({"kind": "reward_lost", "reward": name})
-        valid = [e for e in iteration.episodes if e.valid]
+        valid = [e for e in iteration.episodes if e.counts]
         alarms = self.watch.look(metrics, sum(e.success for e in valid), len(valid))
         for name, words in alarms.items():
             _log.warning("alarm: reward '%s': %s", name, words)
@@ -332,7 +332,7 @@ class _Loop:
             metrics[f"audit/{name}_alarm"] = 1.0
 
     def _metrics(self, iteration: Iteration) -> Metrics:
-        valid = [e for e in iteration.episodes if e.valid]
+        valid = [e for e in iteration.episodes if e.counts]
         low, high = wilson(sum(self.recent), len(self.recent)) if self.recent else (0.0, 1.0)
         return iteration.metrics | {
             "env_steps": self.env_steps,
@@ -341,7 +341,7 @@ class _Loop:
             "rollout/success_low": low,
             "rollout/success_high": high,
             "rollout/episodes": len(valid),
-            "rollout/lost_episodes": len(iteration.episodes) - len(valid),
+            "rollout/lost_episodes": sum(not e.valid for e in iteration.episodes),
             "rollout/length": sum(e.length for e in valid) / max(1, len(valid)),
         }
 

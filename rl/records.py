@@ -38,6 +38,8 @@ def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
 def write_records(out: Path, records: Sequence[EpisodeRecord], walks: Mapping[int, Walked]) -> None:
     """One row per episode, with the figures of those that walked; all are numbered by the plan."""
     rows: list[dict[str, Any]] = [{"episode": k, **asdict(r)} for k, r in enumerate(records)]
+    for row in rows:
+        del row["guided"]  # evaluations have no guide
     for k, walk in walks.items():
         rows[k] = rows[k] | {
             "category": walk.category,

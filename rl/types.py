@@ -32,6 +32,12 @@ class EpisodeRecord:
     cause: str = ""  # why it is not valid
     version: int = 0  # of the policy at the last decision
     name: str = ""  # in a fine-tuning run: seed of its worker, row and number; no two episodes share it
+    guided: int = 0  # decisions that a guide took at its beginning; then its end says little of the policy
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was a fair trial of the policy."""
+        return self.valid and not self.guided
 
 
 @dataclass
