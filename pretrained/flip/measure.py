@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pretrained import checkpoint
 from pretrained.demos.clips import SCENE, TRACKS, TrackReader
+from pretrained.demos.optical import Optical
 from pretrained.flip.flow import MOVES, steps
 from pretrained.flip.stage import FlowStage, ValueStage, VideoStage, floats
 from pretrained.flip.vae import IMAGENET
@@ -143,6 +144,31 @@ def value(stage: ValueStage, shard: Any, episodes: Sequence[int]) -> dict[str, A
     }
 
 
+def optical(held: Held) -> dict[str, Any]:
+    """Of the tracker that only sees pictures: how far its ends of clips lie from the exact ones, pixels, over moving
+    points that it calls visible; their share; and what standing still would give. Only a clip's ends are shown to it,
+    as rewards see no pictures in between."""
+    tracker, errors, stills, shares = Optical(), {}, {}, {}
+    for i, demo in held.batches():
+        frames = torch.as_tensor(demo.obs.images[SCENE]).numpy()
+        true = demo.obs.hints[TRACKS].numpy()
+        first = frames.shape[1] - true.shape[2]
+        for pictures, tracks in zip(frames, true, strict=True):
+            moves = np.linalg.norm(tracks[:, -1] - tracks[:, 0], axis=1) > 2
+            if not moves.any():
+                continue
+            found = tracker(pictures[[first, -1]], tracks[moves, 0])
+            seen = found.visible[:, 1]
+            shares.setdefault(i, []).append(float(seen.mean()))
+            if seen.any():
+                gap = np.linalg.norm(found.tracks[seen, 1] - tracks[moves][seen, -1], axis=1)
+                errors.setdefault(i, []).append(float(gap.mean()))
+                way = np.linalg.norm(tracks[moves][seen, -1] - tracks[moves][seen, 0], axis=1)
+                stills.setdefault(i, []).append(float(way.mean()))
+    return {name: interval([float(np.mean(v)) for v in per.values()])
+            for name, per in (("error", errors), ("still", stills), ("visible", shares))}  # fmt: skip
+
+
 def _auroc(scores: np.ndarray, labels: np.ndarray) -> list[float] | None:
     good, bad = scores[labels], scores[~labels]
     if not len(good) or not len(bad):
@@ -178,6 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--fraction", type=float, default=0.2, help="val_fraction of the training")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--clips", type=int, default=8, help="per held-out episode")
+    parser.add_argument("--optical", action="store_true", help="also measure the tracker of pictures")
     parser.add_argument("--calls", type=int, default=20, help="network calls per video")
     given = parser.parse_args(words)
     held = Held(given.shard, history=given.history, fraction=given.fraction, seed=given.seed, most=given.clips)
@@ -187,6 +214,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if getattr(given, name)
     }
     out: dict[str, Any] = {"held_out_episodes": len(held.rows)}
+    if given.optical:
+        out["optical"] = optical(held)
     if "flow" in stages:
         out["flow"] = flow(stages["flow"], held)
     if "video" in stages:
