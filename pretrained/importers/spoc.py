@@ -166,6 +166,8 @@ def to_official(policy: Spoc, layout: str) -> dict[str, Tensor]:
         if policy.encoder.kind != "dinov2":
             raise ValueError(f"layout 'il' is known for DINOv2, and the vision tower is a {policy.encoder.kind}")
         return out | {VISION + k: v for k, v in dino_to_official(policy.encoder.vision.state_dict()).items()}
+    if len(policy.roles) < 2:
+        raise ValueError("layout 'rl' has a critic tower, and this policy's critic is shared; export it as layout 'il'")
     critic = tower_to_official(policy.critic.state_dict(), cameras, layout) | text
     return out | {CRITIC + k: v for k, v in critic.items()}
 

@@ -125,8 +125,19 @@ class Tower(nn.Module):
 
     def value(self, hidden: Tensor) -> Tensor:
         """[...]: of hidden [..., D], in the units of the return."""
-        out = self.value_head(hidden).float()
-        return expected_value(out) if self.sizes.value_head == "hl_gauss" else out.squeeze(-1)
+        return read_value(self.value_head, hidden, self.sizes)
+
+
+class ValueHead(nn.Module):
+    """The critic that has no tower of its own; its weights are named as those of a tower's."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes, self.value_head = sizes, value_head(sizes)
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """[...]: of the actor's hidden [..., D], in the units of the return."""
+        return read_value(self.value_head, hidden, self.sizes)
 
 
 class FusionLayer(nn.Module):
@@ -220,6 +231,12 @@ def value_head(sizes: Sizes) -> nn.Module:
     nn.init.orthogonal_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def read_value(head: nn.Module, hidden: Tensor, sizes: Sizes) -> Tensor:
+    """[...] of hidden [..., D]."""
+    out = head(hidden).float()
+    return expected_value(out) if sizes.value_head == "hl_gauss" else out.squeeze(-1)
 
 
 def bin_edges(like: Tensor) -> Tensor:

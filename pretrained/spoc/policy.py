@@ -1,8 +1,10 @@
 """SPOC, the policy that FLaRe fine-tunes: an actor tower and a critic tower over frozen DINOv2 and T5.
 
+With `critic=shared` there is one tower, and the value is read off what the actor makes of the past.
+
 What is remembered between decisions, one row per environment (C = window - 1 cached moments):
 
-    actor_keys, actor_values, critic_*   [N, Ly, C, D] a ring of what the decoders attend to
+    actor_keys, actor_values, critic_*   [N, Ly, C, D] a ring of what the decoder of each tower attends to
     slot, count                          int64 [N] where the ring is written next, and how many of its moments count
     time, action                         int64 [N] steps since the start of the episode, and the last action
 
@@ -23,7 +25,7 @@ from pretrained import chain
 from pretrained.heads import Categorical
 from pretrained.observations import checked, on
 from pretrained.spoc.frozen import FrozenTowers
-from pretrained.spoc.network import Moments, Past, Sizes, Tower
+from pretrained.spoc.network import Moments, Past, Sizes, Tower, ValueHead
 from pretrained.spoc.quirks import choose
 from pretrained.types import Decision, DemoBatch, Evaluation, Features, Memory, Metrics, ObsBatch, PolicySpec, Rng
 
@@ -55,6 +57,7 @@ class Spoc(nn.Module):
         decoder_layers: int = 3,
         dropout: float = 0.1,
         value_head: str = "linear",
+        critic: str = "separate",
         grid: Sequence[int] = (7, 12),
         max_tokens: int = 48,
         max_time: int = 1000,
@@ -65,12 +68,15 @@ class Spoc(nn.Module):
     ) -> None:
         """`quirks` is fixed or faithful; `switches` changes single fields of `Quirks`. `in_hand` names the entry of the
         proprioception that says whether something is held, "" for none; `forbidden` actions are never taken.
+        `critic` is separate, a tower of its own, or shared, a head on the actor's tower, which it then also teaches.
         `max_time` less the window's length bounds the random shift of time in imitation. `positions`: how DINOv2's
         position table is resized, as DINOv2 does itself (offset) or as transformers does (exact)."""
         super().__init__()
         self.quirks = choose(quirks, switches or {})
         self.spec = PolicySpec.of(env, cameras, memoryless=False)
         _check(env, self.spec, in_hand, window, positions, forbidden)
+        if critic not in ("separate", "shared"):
+            raise ValueError(f"critic '{critic}' is unknown; expected separate or shared")
         self.holds = list(env.proprio).index(in_hand) if in_hand else None
         self.forbidden = sorted(set(forbidden))
         self.window, self.max_time, self.half_features = window, max_time, half_features
@@ -90,7 +96,9 @@ class Spoc(nn.Module):
             dropout=dropout,
             value_head=value_head,
         )
-        self.actor, self.critic = Tower(self.sizes, role="actor"), Tower(self.sizes, role="critic")
+        self.actor = Tower(self.sizes, role="actor")
+        self.critic = ValueHead(self.sizes) if critic == "shared" else Tower(self.sizes, role="critic")
+        self.roles = ("actor",) if critic == "shared" else ("actor", "critic")  # the last one's tower has the value
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +144,7 @@ class Spoc(nn.Module):
         shape = (n, self.sizes.decoder_layers, self.window - 1, self.sizes.width)
         memory: Memory = {
             f"{role}_{what}": torch.zeros(shape, device=self.device)
-            for role in ("actor", "critic")
+            for role in self.roles
             for what in ("keys", "values")
         }
         memory |= {k: torch.zeros(n, dtype=torch.int64, device=self.device) for k in ("slot", "count", "time")}
@@ -179,18 +187,19 @@ class Spoc(nn.Module):
         return hidden[:, 0], {f"{role}_keys": new.keys, f"{role}_values": new.values}
 
     def _tower(self, role: str) -> Tower:
-        return self.actor if role == "actor" else self.critic
+        return self.critic if role == "critic" and isinstance(self.critic, Tower) else self.actor
 
     # --- the policy protocol ---
 
     @torch.no_grad()
     def act(self, x: Features, memory: Memory, rng: Rng, greedy: bool = False) -> tuple[Decision, Memory]:
         """Decide for N rows."""
-        hidden, new = self.step("actor", x, memory)
-        judged, also_new = self.step("critic", x, memory)
+        steps = {role: self.step(role, x, memory) for role in self.roles}
+        hidden, judged = steps["actor"][0], steps[self.roles[-1]][0]
         drawn = chain.sample(KERNEL, self._logits, hidden, (1, 1), rng, execute=1, greedy=greedy)
         chunk = drawn.trace[:, -1].long()
-        memory = self._remember(memory, new | also_new, chunk[:, 0, 0])
+        new = {name: value for _, entries in steps.values() for name, value in entries.items()}
+        memory = self._remember(memory, new, chunk[:, 0, 0])
         return Decision(chunk, drawn.trace, drawn.log_prob, drawn.active, self.critic.value(judged)), memory
 
     def _logits(self, inputs: Tensor, time: Tensor, hidden: Tensor) -> tuple[Tensor, None]:
@@ -207,7 +216,8 @@ class Spoc(nn.Module):
     ) -> Evaluation:
         """Score recorded decisions [N, T]."""
         n, t = starts.shape
-        hidden, judged = (self.sequence(role, x, trace, starts, memory).flatten(0, 1) for role in ("actor", "critic"))
+        towers = {role: self.sequence(role, x, trace, starts, memory).flatten(0, 1) for role in self.roles}
+        hidden, judged = towers["actor"], towers[self.roles[-1]]
         picks = None if links is None else links.flatten(0, 1)
         scores, entropy = chain.score(KERNEL, self._logits, hidden, trace.flatten(0, 1), execute=1, links=picks)
         value = self.critic.value(judged)
@@ -239,7 +249,7 @@ class Spoc(nn.Module):
     @torch.no_grad()
     def value(self, x: Features, memory: Memory) -> Tensor:
         """[N], without deciding."""
-        return self.critic.value(self.step("critic", x, memory)[0])
+        return self.critic.value(self.step(self.roles[-1], x, memory)[0])
 
     # --- imitation ---
 
@@ -294,6 +304,8 @@ class Spoc(nn.Module):
 
     def seed_critic(self) -> None:
         """Copy what imitation taught the actor tower to the critic tower; the value head keeps its weights."""
+        if isinstance(self.critic, ValueHead):
+            return
         weights = {k: v for k, v in self.actor.state_dict().items() if not k.startswith("value_head.")}
         self.critic.load_state_dict(weights, strict=False)
 

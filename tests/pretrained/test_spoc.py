@@ -11,6 +11,8 @@ from torch import Tensor
 
 from envs import stretch
 from envs.types import EnvSpec
+from pretrained.checkpoint import load_policy, save
+from pretrained.importers.spoc import to_official
 from pretrained.spoc import FAITHFUL, FIXED, Spoc
 from pretrained.spoc.frozen import siglip_pixels
 from pretrained.spoc.network import Sizes, Tower
@@ -88,9 +90,11 @@ def test_real_size() -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [1, 2, 4, 30])
-def test_steps_equal_the_sequence_across_episodes_and_windows(window: int) -> None:
-    policy, n, t = make(window=window), 3, 9
+@pytest.mark.parametrize(
+    ("window", "critic"), [(1, "separate"), (2, "separate"), (4, "separate"), (30, "separate"), (4, "shared")]
+)
+def test_steps_equal_the_sequence_across_episodes_and_windows(window: int, critic: str) -> None:
+    policy, n, t = make(window=window, critic=critic), 3, 9
     starts = torch.zeros(n, t, dtype=torch.bool)
     starts[1, 0] = starts[1, 5] = starts[2, 3] = starts[2, 4] = True
     memory = policy.initial_memory(n)
@@ -254,6 +258,35 @@ def test_critic_tower_starts_as_the_actor(value_head: str) -> None:
     assert torch.equal(policy.step("actor", x, memory)[0], policy.step("critic", x, memory)[0])
     assert all(torch.equal(v, kept[k]) for k, v in policy.critic.value_head.state_dict().items())
     assert policy.value(x, memory).shape == (2,)
+
+
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_a_shared_critic_teaches_the_actor_and_needs_no_tower(critic: str) -> None:
+    policy, shared = make(critic=critic), critic == "shared"
+    assert any(k.startswith("critic.fusion.") for k, _ in policy.named_parameters()) != shared
+    memory = policy.initial_memory(2)
+    assert ("critic_keys" in memory) != shared
+    many = {k: v[:, None] for k, v in policy.encode(observe(2)).items()}
+    trace, starts = torch.zeros(2, 1, 2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
+    policy.evaluate(many, trace, starts, memory).value.sum().backward()
+    assert (policy.actor.token.grad is not None) == shared
+    assert policy.critic.value_head.get_parameter("weight").grad is not None
+
+
+def test_a_checkpoint_with_two_towers_starts_a_shared_critic(tmp_path: Path) -> None:
+    whole = make()
+    node = {"_target_": "pretrained.spoc.Spoc", **SMALL}
+    save(tmp_path / "il", whole, node=node, env=environment())
+    shared = load_policy(tmp_path / "il", overrides={"critic": "shared"})
+    assert isinstance(shared, Spoc)
+    x, rng = whole.encode(observe(2)), torch.Generator()
+    acts = [p.act(x, p.initial_memory(2), rng.manual_seed(0))[0] for p in (whole, shared.eval())]
+    assert torch.equal(acts[0].log_prob, acts[1].log_prob)
+    assert torch.equal(shared.critic.value_head.weight, whole.critic.value_head.weight)
+    with pytest.raises(ValueError, match="critic is shared; export it as layout 'il'"):
+        to_official(shared, "rl")
+    with pytest.raises(ValueError, match="expected separate or shared"):
+        make(critic="own")
 
 
 def test_features_are_pooled_and_half() -> None:
