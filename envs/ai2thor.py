@@ -17,7 +17,7 @@ from envs.chores.judge import SEE_WITHIN, Judge, Verdict, View
 from envs.chores.plan import Plan
 from envs.chores.route import Route, path_to, plan
 from envs.chores.sample import TARGETS, Place, Thing, read_things, sample
-from envs.chores.tasks import GRASP, TYPES, Chore, TaskFile, check_type, horizon
+from envs.chores.tasks import GRASP, TYPES, Chore, TaskFile, check_type, horizon, write_spec
 from envs.thor_link import Link, Start
 from envs.thor_robot import DONE, PICKUP, SUB_DONE, Stretch, nav_meshes, screen, turn
 from envs.types import BadState, EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded, Step, check_action
@@ -25,7 +25,7 @@ from envs.types import BadState, EnvConfig, EnvError, EnvSpec, Observation, Rese
 EVALUATION_SEEDS = 1_000_000  # with split=auto, seeds below it are of houses of val, all others of train
 TOP_DOWN = "top_down"  # a drawing of the house and the way, for people
 LOOK_ANGLE = 50.0  # degrees to either side within which the navigation camera may see a target
-RETRIES = 6  # houses, if one offers no task of the kind asked for, and draws in each
+HOUSES, RETRIES = 24, 6  # entered at most, if one offers no task of the kind asked for; draws in each
 PRIVILEGED: Dict[str, Tuple[int, ...]] = {
     "agent": (4,),  # x, y, z, yaw
     "worked": (),  # whether the last action did, by SPOC's rules
@@ -134,6 +134,7 @@ class Ai2thor:
             "house": f"{self.house[0]}/{self.house[1]}",
             "targets": list(self.chore.targets),
             "rooms": {k: [list(p) for p in polygon] for k, polygon in self.place.rooms.items()},
+            "task": write_spec(self.chore, self._house_index()),
             **route.notes(),
         }
         if self.chore.expert_length is not None:
@@ -190,14 +191,15 @@ class Ai2thor:
             return chore, self._stand(chore, rng)
         count = self.houses.count(split)
         number = seed // (self.spec.seed_block if split == "train" else 1)
-        for further in range(RETRIES):
+        houses = max(RETRIES, min(HOUSES, count))
+        for further in range(houses):
             self._enter(split, (number + further) % count)
             for again in range(RETRIES):
                 try:
                     chore = sample(task, self.place, rng, targets=self.targets)
                     return chore, self._stand(chore, rng)
                 except EnvError:
-                    if (further, again) == (RETRIES - 1, RETRIES - 1):
+                    if (further, again) == (houses - 1, RETRIES - 1):
                         raise
         raise AssertionError("unreachable")
 
@@ -233,6 +235,11 @@ class Ai2thor:
         standing = np.array([[p[k] for k in "xyz"] for p in found], dtype=np.float64).reshape(-1, 3)
         self.place = Place(things, rooms, kinds, standing, lambda position, target: path_to(link, position, target))
         self.house, self.disturbed = (split, number), False
+
+    def _house_index(self) -> int:
+        """The number of the present house in its file, or of a generated one."""
+        split, number = self.house
+        return self.houses.index(number, split) if isinstance(self.houses, HouseFile) else number
 
     def _plan(self, size: Tuple[int, int]) -> Plan:
         return Plan(size, self.place.rooms, list(self.place.things.values()), self.chore.targets)

@@ -93,6 +93,10 @@ class HouseFile:
             raise EnvError(f"ai2thor: house {index} is not in split '{split}' of {self.path}; it has {len(members)}")
         return members.index(index)
 
+    def index(self, number: int, split: str) -> int:
+        """The house's index in its file, of the number that `get` takes."""
+        return self._members(split)[1][number]
+
     def _members(self, split: str) -> Tuple[Lines, Sequence[int]]:
         if "" not in self.files:
             if split not in self.files:

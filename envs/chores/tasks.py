@@ -89,6 +89,24 @@ def read_spec(spec: Mapping[str, Any]) -> Chore:
         ) from e
 
 
+def write_spec(chore: Chore, house_index: int) -> Dict[str, Any]:
+    """The written form of a chore that has a start, in the house of that number; what `read_spec` reads."""
+    assert chore.start is not None
+    spec: Dict[str, Any] = {
+        "task_type": chore.task_type,
+        "house_index": house_index,
+        "natural_language_spec": chore.instruction,
+        "agent_starting_position": list(chore.start[:3]),
+        "agent_y_rotation": chore.start[3],
+    }
+    if chore.task_type in NAVIGATE or chore.task_type in GRASP:
+        spec["synsets"] = [chore.category]
+        spec["broad_synset_to_object_ids"] = {chore.category: list(chore.targets)}
+    if chore.task_type == "RoomNav":
+        spec["room_types"], spec["room_ids"] = [chore.category], {chore.category: list(chore.rooms)}
+    return spec if chore.expert_length is None else {**spec, "expert_length": chore.expert_length}
+
+
 class TaskFile:
     """Tasks that somebody wrote down: (house number, chore) by type."""
 

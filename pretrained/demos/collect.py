@@ -18,6 +18,7 @@ import numpy as np
 from envs.experts import Expert, make_expert
 from envs.types import EnvConfig, EnvSpec, Observation
 from envs.vector import Arrival, SimVector
+from pretrained.demos.chores import export, refuse_present
 from pretrained.demos.libero import DemoWriter, Recorded
 from pretrained.progress import Bar
 
@@ -25,6 +26,7 @@ SEED_STRIDE = 100_003  # seeds of two collections do not overlap below this many
 DEMO_SEEDS = 3_000_000_000  # evaluation uses seeds below 1,000,000, fine-tuning those below 2,100,000,000
 TRIES = 3  # of one attempt, if it is the simulator that fails
 LABELS = ("clean", "executed")
+NOTES = ("task", "house", "category")  # entries of a reset's notes that are kept
 POSES = ("joint_poses", "gripper_pose", "gripper_open", "camera/", "intrinsics/")  # privileged entries that are kept
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class CollectRun:
     keep_failures: bool = False  # store failed episodes too (they do not count towards `episodes`)
     max_attempts: int = 0  # per task; 0: ten per episode wanted, and at least 50
     compression: str | None = "lzf"
+    chores: str = ""  # a new folder that gets the episodes in the CHORES layout too, of env=ai2thor
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -67,9 +70,19 @@ def collect(run: CollectRun) -> Path:
     path = path if path.suffix == ".hdf5" else path / "demo.hdf5"
     identity = {"sim": config.sim, "tasks": list(config.tasks), "noise": run.noise, "label": run.label,
                 "seed": run.seed, "keep_failures": run.keep_failures}  # fmt: skip
+    if run.chores:
+        refuse_present(Path(run.chores))
     if _finished(path, identity, run.episodes):
         log.info("%s is already there", path)
-        return path
+    else:
+        _collect(run, config, path, identity)
+    if run.chores:
+        export(path, Path(run.chores))
+    return path
+
+
+def _collect(run: CollectRun, config: EnvConfig, path: Path, identity: Mapping[str, Any]) -> None:
+    """Make what is missing of the file."""
     workers = min(run.workers or os.cpu_count() or 1, run.episodes)
     vector = SimVector([config] * workers, max_chunk=1)
     try:
@@ -80,7 +93,7 @@ def collect(run: CollectRun) -> Path:
             _drive(vector, plan, run, bar)
     finally:
         vector.close()
-    return writer.finish(plan.keep(), plan.summary())
+    writer.finish(plan.keep(), plan.summary())
 
 
 @dataclass
@@ -97,6 +110,7 @@ class _Take:
     executed: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     instruction: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def decide(self, obs: Observation) -> np.ndarray:
         """Record what is seen, and the action for it; return the action to execute [1, A]."""
@@ -123,6 +137,7 @@ class _Take:
             seed=self.seed,
             success=success,
             poses={k: np.stack([s["poses"][k] for s in self.seen]) for k in self.seen[0]["poses"]},
+            notes=self.notes,
         )
 
 
@@ -238,6 +253,7 @@ def _advance(vector: SimVector, row: int, take: _Take, arrival: Arrival) -> str 
     assert obs is not None
     if arrival.kind == "reset":
         take.instruction = obs.instruction
+        take.notes = {k: v for k, v in obs.notes.items() if k in NOTES}
         take.expert.reset(obs)
         if take.teacher is not take.expert:
             take.teacher.reset(obs)

@@ -50,6 +50,7 @@ class Recorded:
     seed: int
     success: bool
     poses: Mapping[str, np.ndarray] = field(default_factory=dict)  # [T, ...] where joints and cameras were, if known
+    notes: Mapping[str, Any] = field(default_factory=dict)  # JSON about the episode, of its reset
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,8 @@ class DemoWriter:
             group["robot_states"] = np.stack([columns[name] for name in ROBOT_STATES], axis=1).astype(np.float64)
         for name, rows in episode.poses.items():
             group[f"poses/{name}"] = rows
+        if episode.notes:
+            group["notes"] = json.dumps(dict(episode.notes))
         obs = group.create_group("obs")
         obs["proprio"] = episode.proprio
         obs["proprio"].attrs["names"] = json.dumps(list(self.env.proprio))

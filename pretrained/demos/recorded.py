@@ -47,6 +47,7 @@ def read_recorded(path: Path, *, in_hand: str, start: int) -> tuple[EnvSpec, lis
     held, walks = list(env.proprio).index(in_hand), []
     with reading(path) as file:
         attributes = {k: (str(g.attrs["task"]), int(g.attrs["seed"])) for k, g in file["data"].items()}
+        executed = {k: g["executed_actions"][:, 0].round().astype(np.int64) for k, g in file["data"].items()}
     for episode in read_file(path, env=env):
         task, seed = attributes[episode.name]
         actions = episode.actions[:, 0].round().astype(np.int64)
@@ -56,7 +57,7 @@ def read_recorded(path: Path, *, in_hand: str, start: int) -> tuple[EnvSpec, lis
                 name=episode.name,
                 task=task,
                 actions=actions,
-                last_actions=np.concatenate([[start], actions[:-1]]),
+                last_actions=np.concatenate([[start], executed[episode.name][:-1]]),  # what a policy remembers
                 in_hand=(episode.proprio[:, held] > 0.5).astype(np.int64),
                 instruction=episode.instruction.lower(),
                 file=path,

@@ -15,6 +15,7 @@ import pytest
 from envs import stretch
 from envs.ai2thor import EVALUATION_SEEDS, PRIVILEGED
 from envs.check import check_vector
+from envs.chores.tasks import read_spec
 from envs.experts import make_expert
 from envs.thor_link import Start
 from envs.thor_robot import Body, screen, worked, wrist_turn
@@ -68,6 +69,10 @@ def test_a_policy_sees_what_spoc_expects(house_file: Path) -> None:
         assert notes["expert_length"] > 0
         assert notes["best_distance"] > 0
         assert notes["category"].lower() in arrival.obs.instruction
+        chore = read_spec(notes["task"])
+        assert (chore.instruction, chore.category) == (arrival.obs.instruction, notes["category"])
+        assert np.array(chore.start)[[0, 2, 3]] == pytest.approx(arrival.obs.privileged["agent"][[0, 2, 3]])
+        assert notes["task"]["house_index"] == 0
     finally:
         vector.close()
 

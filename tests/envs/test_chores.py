@@ -186,6 +186,7 @@ def test_houses_of_a_file_are_divided(tmp_path: Path, monkeypatch: pytest.Monkey
     assert members["val"] == {0, 10, 20}
     assert sum(len(m) for m in members.values()) == 25 == len(set.union(*members.values()))
     assert houses.get("val", houses.number(20, "val"))["number"] == 20
+    assert houses.index(houses.number(20, "val"), "val") == 20
     with pytest.raises(EnvError, match="house 5 is not in split 'val'"):
         houses.number(5, "val")
 
