@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -83,15 +83,25 @@ def hand_centre(base: Base, arm: Arm) -> np.ndarray:
     return wrist_point(base, arm) + HAND_REACH * np.array([sin, 0.0, cos])
 
 
-def outline(base: Base, arm: Arm) -> np.ndarray:
-    """Points along arm and hand, dense enough to find what they touch: [P, 3]."""
-    root = to_world(base, ROOT[0], ROOT[1] + arm.lift, ROOT[2])
-    (sin, cos), (hand_sin, hand_cos) = heading(base.yaw), heading(hand_yaw(base, arm))
-    along = np.arange(0.0, arm.extension, 2 * THICKNESS)
-    across = HAND_REACH * HAND_POINTS
-    x = np.concatenate([along * cos, arm.extension * cos + across * hand_sin])
-    z = np.concatenate([-along * sin, -arm.extension * sin + across * hand_cos])
-    return np.stack([root[0] + x, np.full(len(x), root[1]), root[2] + z], axis=-1)
+def outlines(poses: Sequence[Tuple[Base, Arm]]) -> Tuple[np.ndarray, np.ndarray]:
+    """Points along arm and hand, dense enough to find what they touch: [P, 3], pose after pose, and where each ends."""
+    bases, arms = [b for b, _ in poses], [a for _, a in poses]
+    turns = np.array([(*heading(b.yaw), *heading(hand_yaw(b, a))) for b, a in poses])
+    sin, cos, hand_sin, hand_cos = turns.T
+    out = np.array([a.extension for a in arms])
+    root_x = np.array([b.x for b in bases]) + ROOT[0] * cos + ROOT[2] * sin
+    root_z = np.array([b.z for b in bases]) - ROOT[0] * sin + ROOT[2] * cos
+    on_arm = np.ceil(out / (2 * THICKNESS)).astype(int)  # points of each pose, before those of the hand
+    ends = np.cumsum(on_arm + len(HAND_POINTS))
+    pose = np.repeat(np.arange(len(poses)), on_arm + len(HAND_POINTS))
+    place = np.arange(len(pose)) - np.concatenate([[0], ends[:-1]])[pose] - on_arm[pose]  # below 0 on the arm
+    along = np.where(place < 0, (place + on_arm[pose]) * (2 * THICKNESS), out[pose])
+    across = np.where(place < 0, 0.0, (HAND_REACH * HAND_POINTS)[np.maximum(place, 0)])
+    points = np.empty((len(pose), 3))
+    points[:, 0] = root_x[pose] + (along * cos[pose] + across * hand_sin[pose])
+    points[:, 1] = np.array([ROOT[1] + a.lift for a in arms])[pose]
+    points[:, 2] = root_z[pose] + (-along * sin[pose] + across * hand_cos[pose])
+    return points, ends
 
 
 # --- as metadata ------------------------------------------------------------------------------------------------------

@@ -226,10 +226,8 @@ class World:
 
         Things that can be picked up are pushed aside by nothing: the hand closes around them instead.
         """
-        outlines = [stretch.outline(b, a) for b, a in poses]
-        points = np.concatenate(outlines)
+        points, ends = stretch.outlines(poses)
         thick = np.full(len(points), stretch.THICKNESS)
-        ends = np.cumsum([len(o) for o in outlines])
         if self.held is not None:
             thick[ends - 1] = max(stretch.THICKNESS, 0.9 * float(self.boxes.half[self.held].min()))
         low, high = points.min(0) - ARM_MARGIN, points.max(0) + ARM_MARGIN
@@ -237,6 +235,7 @@ class World:
         middle = self.pieces.positions
         close = (middle[:, 0] > low[0] - reach) & (middle[:, 0] < high[0] + reach)
         close &= (middle[:, 2] > low[2] - reach) & (middle[:, 2] < high[2] + reach)
+        close &= abs(middle[:, 1] - (low[1] + high[1]) / 2) < (high[1] - low[1]) / 2 + self.pieces.half[:, 1]
         chosen = np.flatnonzero(close)
         far = np.concatenate(
             [self.pieces.distance(points, chosen), segment_distance(points[:, [0, 2]], self.segments)], axis=1

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.thor_mini.arm import THICKNESS, Arm, Base, outlines
 from envs.thor_mini.dispatch import perform
 from envs.thor_mini.reply import Painter, full_reply
-from envs.thor_mini.world import World
+from envs.thor_mini.solids import segment_distance
+from envs.thor_mini.world import ARM_MARGIN, World
 from tests.thor_parts import PARTS, body, make_world, two_rooms
 
 TABLE, APPLE = "DiningTable|1|0", "Apple|surface|1|1"
@@ -184,6 +186,35 @@ def test_the_arm_collides_with_the_top_of_a_table_and_passes_under_and_over_it()
         assert free or ("collided" in error and TABLE in error)
         assert world.arm.extension == (0.4 if free else 0.0)
         assert do(world, "MoveArm", position={"x": 0, "y": height, "z": 0.0})[0]
+
+
+def test_clearances_are_those_of_every_point_of_the_arm_from_everything():
+    """Whatever is looked at together, or left out as far away: as each pose by itself, point by point, to the bit."""
+    world, rng, near = make_world(), np.random.default_rng(0), 0
+    for _ in range(40):
+        base = Base(*rng.uniform((0.5, 0.5), (7.5, 3.5)), float(rng.uniform(0, 360)))
+        arms = [Arm(*rng.uniform((0, 0, -260), (1.1, 0.52, 75))) for _ in range(3)] + [Arm(0.5, 0.0), Arm(0.5, 0.06)]
+        poses = [(base, arm) for arm in arms]
+        points, ends = outlines(poses)
+        clear, names = world._arm_clearance(poses)
+        for (_, arm), rows, room, name in zip(poses, np.split(points, ends[:-1]), clear, names, strict=True):
+            cos, sin = math.cos(math.radians(base.yaw)), math.sin(math.radians(base.yaw))
+            hand = math.radians(base.yaw + 90 + arm.wrist)
+            for row, along in zip(rows, np.arange(0.0, arm.extension, 2 * THICKNESS), strict=False):
+                right = 0.16 + along
+                assert row == pytest.approx([base.x + right * cos - 0.05 * sin, 0.05 + arm.lift,
+                                             base.z - right * sin - 0.05 * cos])  # fmt: skip
+            assert len(rows) == len(np.arange(0.0, arm.extension, 2 * THICKNESS)) + 5
+            assert rows[-1] - rows[-5] == pytest.approx([0.2 * math.sin(hand), 0, 0.2 * math.cos(hand)])
+            every = np.arange(len(world.owners))
+            far = np.c_[world.pieces.distance(rows, every), segment_distance(rows[:, [0, 2]], world.segments)]
+            least = far.min() - THICKNESS
+            assert room >= least
+            if least < ARM_MARGIN - 2 * THICKNESS:  # what is farther off may be left out
+                near += 1
+                assert room == least
+                assert name == world._name(int(far.min(0).argmin()), world.owners)
+    assert near > 50
 
 
 # --- hand -------------------------------------------------------------------------------------------------------------
