@@ -10,7 +10,6 @@ run repeatable to the bit.
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from envs.types import Observation
 from envs.vector import Arrival, SimVector
 from pretrained.types import Decision, Features, ObsBatch, Policy
+from rl.history import History
 from rl.types import EpisodeRecord, Proposal, Segment
 
 # Initial states are named by seeds. Evaluation uses [0, 1,000,000), training the two thousand million behind them.
@@ -28,35 +28,6 @@ TRAINING_SEEDS = 1_000_000
 NEEDS = ("privileged", "frames")  # what reward terms may ask to have stored
 PATIENCE = 0.5  # of the time that a decision takes; more rows in a batch hardly cost more
 Kept = dict[str, dict[str, np.ndarray]]  # need -> name -> array of one observation
-
-
-class History:
-    """The last L observations of each row, oldest first."""
-
-    def __init__(self, vector: SimVector, length: int) -> None:
-        n, spec = vector.num_envs, vector.env_spec
-        self.images = {c: np.zeros((n, length, y, x, 3), np.uint8) for c, (y, x) in spec.cameras.items()}
-        self.proprio = np.zeros((n, length, spec.proprio_dim), np.float32)
-        self.texts = [""] * n
-
-    def push(self, i: int, obs: Observation, *, first: bool) -> None:
-        """Append; the first observation of an episode fills the whole history."""
-        for store, value in [(self.images[c], obs.images[c]) for c in self.images] + [(self.proprio, obs.proprio)]:
-            if first:
-                store[i] = value
-            else:
-                store[i, :-1] = store[i, 1:]
-                store[i, -1] = value
-        self.texts[i] = obs.instruction
-
-    def batch(self, rows: Sequence[int]) -> ObsBatch:
-        """A copy of these rows."""
-        index = list(rows)
-        return ObsBatch(
-            images={c: v[index] for c, v in self.images.items()},
-            proprio=self.proprio[index],
-            texts=[self.texts[i] for i in index],
-        )
 
 
 @dataclass

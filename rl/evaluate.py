@@ -28,7 +28,8 @@ from pretrained.progress import Bar
 from pretrained.types import ObsBatch, Policy
 from rl.audit import Audit
 from rl.chains import chain_tables
-from rl.collect import TRAINING_SEEDS, History
+from rl.collect import TRAINING_SEEDS
+from rl.history import History
 from rl.navigation import Walked
 from rl.records import summarise, write_records, write_summary
 from rl.replay import Tape, initial_state, write_environment, write_tapes
