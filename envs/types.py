@@ -94,6 +94,7 @@ class EnvConfig:
     memory_mib: int = 4096  # a child that has grown beyond this is replaced before its next episode
     video: Dict[str, Tuple[int, int]] = field(default_factory=dict)  # cameras of videos, for people: name -> (Y, X)
     perturb: Any = ""  # what is changed for the eyes (envs/perturb.py); goes to the adapter with `sim`
+    tables: Dict[str, Any] = field(default_factory=dict)  # node of a benchmark's tables, for evaluations (rl/tables.py)
 
     def __post_init__(self) -> None:
         if self.perturb:

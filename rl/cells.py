@@ -17,7 +17,8 @@ from envs.build import locate
 from envs.types import EnvConfig
 from pretrained.checkpoint import MANIFEST, find, verify
 
-PLACES = ("python", "tasks", "step_deadline_s", "open_deadline_s", "video")  # of EnvConfig; no part in the outcome
+# Of EnvConfig; no part in the outcome.
+PLACES = ("python", "tasks", "step_deadline_s", "open_deadline_s", "video", "tables")
 VERSION = 1  # of the evaluation loop; a change that moves outcomes raises it
 
 

@@ -6,13 +6,32 @@ k tasks", k = 1 to 5: these events are nested, so the sum errs on the wide side,
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.calvin.chains import LENGTH, OFFICIAL, official_chain, training_chain
+from envs.types import EnvSpec, Observation
 from rl.stats import wilson
+from rl.tables import Tabled
 from rl.types import EpisodeRecord
 
 ENV_SUFFIX = "_chains"
+
+
+class Chains:
+    """The `rl.tables.Tables` of CALVIN; without a chain in the records it adds nothing."""
+
+    def begin(self, episode: int, spec: EnvSpec, first: Observation) -> None:
+        """The records say it all."""
+
+    def follow(self, episode: int, actions: np.ndarray, obs: Observation) -> None:
+        """The records say it all."""
+
+    def write(self, out: Path, records: Sequence[EpisodeRecord]) -> Tabled:
+        """`in_a_row` and the rest for the summary."""
+        return Tabled(summary=chain_tables(records))
 
 
 def chain_tables(records: Sequence[EpisodeRecord]) -> dict[str, Any]:

@@ -27,15 +27,14 @@ from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.progress import Bar
 from pretrained.types import ObsBatch, Policy
 from rl.audit import Audit
-from rl.chains import chain_tables
+from rl.captions import caption
 from rl.collect import TRAINING_SEEDS
 from rl.history import History
-from rl.navigation import Walked
 from rl.records import summarise, write_records, write_summary
 from rl.replay import Tape, initial_state, write_environment, write_tapes
 from rl.sequential import RateTest, confidence_sequence, rate_test
+from rl.tables import NoTables, Tables, make_tables
 from rl.types import EpisodeRecord, Proposal
-from rl.walks import Walk, caption, walks_in, write_tables
 
 ATTEMPTS = 3  # of an episode whose simulator fails
 TOP_DOWN = "top_down"  # a camera whose last picture shows the way of the whole episode
@@ -99,8 +98,6 @@ class _Live:
     initial: np.ndarray | None = None  # the state at the reset
     hints: dict[str, torch.Tensor] = field(default_factory=dict)  # of the proposal
     planned: int = 0  # decisions since they came
-    walk: Walk | None = None  # of robots that walk
-    last: float = 0.0  # the action under way, if it is discrete
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
@@ -125,11 +122,12 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         vector.close()
         write_environment(out, run.env, spec)
         write_tapes(out, episodes.tapes)
-        write_records(out, episodes.records, episodes.walks)
+        tabled = episodes.tables.write(out, episodes.records)
+        write_records(out, episodes.records, tabled.columns)
         videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
     summary = (
         summarise(episodes.records)
-        | chain_tables(episodes.records)
+        | dict(tabled.summary)
         | {
             "env": spec.env_id,
             "checkpoint": str(checkpoint),
@@ -140,7 +138,6 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             "cameras": {name: list(size) for name, size in spec.cameras.items()},
             "perturbation": spec.perturbation,
             "videos": videos,
-            **({"tables": write_tables(out, list(episodes.walks.values()))} if episodes.walks else {}),
             **({"audit": episodes.audit.summary()} if episodes.audit.terms else {}),
             "wall_s": round(time.time() - started, 1),
             "command": run.command,
@@ -175,7 +172,7 @@ def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Pro
             bar.advance(1, success=sum(r.success for r in good) / max(1, len(good)))
 
         options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal}
-        options |= {"audit": Audit.of(run.rewards), "test": run.test()}
+        options |= {"audit": Audit.of(run.rewards), "test": run.test(), "tables": make_tables(run.env)}
         episodes = Episodes(vector, policy, plan, report=report, **options)
         episodes.run()
     return episodes
@@ -214,9 +211,10 @@ class Episodes:
         proposal: Proposal | None = None,
         audit: Audit | None = None,
         test: RateTest | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
-        self.audit = audit or Audit({})
+        self.audit, self.tables = audit or Audit({}), tables or NoTables()
         self.report, self.proposal = report, proposal
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(vector.num_envs)
@@ -224,7 +222,6 @@ class Episodes:
         self.pending = deque((k, 0) for k in range(len(self.plan)))
         self.done: dict[int, EpisodeRecord] = {}
         self.takes: dict[str, Take] = {}  # file name of the video -> episode
-        self.walks: dict[int, Walked] = {}  # valid episodes of robots that walk
         self.tapes: dict[int, Tape] = {}  # valid episodes
         self.test, self.decision, self.prefix = test, "", 0  # `prefix` episodes of the plan are done
 
@@ -249,9 +246,7 @@ class Episodes:
                 if self._arrive(i, self.vector.take(i)):
                     ready.add(i)
         if self.decision:  # what came after the decision has no say, nor a record
-            for kept in (self.walks, self.tapes):
-                for k in [k for k in kept if k >= self.prefix]:
-                    del kept[k]
+            self.tapes = {k: tape for k, tape in self.tapes.items() if k < self.prefix}
             self.takes = {name: take for name, take in self.takes.items() if int(name.split("_")[0]) < self.prefix}
         return self.records
 
@@ -302,7 +297,6 @@ class Episodes:
         for row, (i, live) in enumerate(zip(rows, lives, strict=True)):
             assert live is not None
             actions = chunk[row, : self.policy.spec.execute]
-            live.last = float(actions[0, 0])
             live.actions.append(actions.copy())
             if live.plan < self.num_videos and self.policy.spec.num_actions:
                 live.captions.append(caption(self.vector.env_spec, decision, row))
@@ -326,14 +320,12 @@ class Episodes:
         live.states.add(arrival.obs)
         if arrival.kind == "reset":
             live.initial = initial_state(arrival.obs)
-            if walks_in(self.vector.env_spec):
-                live.walk = Walk(self.vector.env_spec, arrival.obs)
+            self.tables.begin(live.plan, self.vector.env_spec, arrival.obs)
             return True
         if arrival.renewed:  # another task: no memory of the one before
             self._forget(i)
-        if live.walk is not None:
-            live.walk.follow(arrival.obs, live.last)
         live.actions[-1] = live.actions[-1][: arrival.executed]  # an episode or a task may end inside its chunk
+        self.tables.follow(live.plan, live.actions[-1], arrival.obs)
         live.length += arrival.executed
         live.reward += float(arrival.rewards.sum())
         if not (arrival.terminated or arrival.truncated):
@@ -348,8 +340,6 @@ class Episodes:
         self.done[live.plan] = record
         if not cause:
             self.audit.end(live.plan, success=success)
-        if live.walk is not None and not cause:
-            self.walks[live.plan] = live.walk.walked(record)
         if not cause:
             self._keep(live, success)
         if self.report is not None:

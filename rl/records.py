@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from rl.navigation import Walked, episode_metrics
 from rl.stats import wilson
 from rl.types import EpisodeRecord
 
@@ -35,16 +34,15 @@ def summarise(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     return rate(records) | {"tasks": {t: rate([r for r in records if r.task == t]) for t in tasks}}
 
 
-def write_records(out: Path, records: Sequence[EpisodeRecord], walks: Mapping[int, Walked]) -> None:
-    """One row per episode, with the figures of those that walked; all are numbered by the plan."""
+def write_records(
+    out: Path, records: Sequence[EpisodeRecord], columns: Mapping[int, Mapping[str, Any]] | None = None
+) -> None:
+    """One row per episode, numbered by the plan; `columns` has further figures of some, which replace none."""
     rows: list[dict[str, Any]] = [{"episode": k, **asdict(r)} for k, r in enumerate(records)]
     for row in rows:
         del row["guided"]  # evaluations have no guide
-    for k, walk in walks.items():
-        rows[k] = rows[k] | {
-            "category": walk.category,
-            **{f: round(v, 6) for f, v in episode_metrics(walk).items() if f not in rows[k]},
-        }
+    for k, more in (columns or {}).items():
+        rows[k] = rows[k] | {name: value for name, value in more.items() if name not in rows[k]}
     for name in ("episodes.jsonl", "episodes.csv"):
         temporary = out / (name + ".part")
         with temporary.open("w", newline="") as f:

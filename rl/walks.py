@@ -6,7 +6,6 @@ a reset: `rooms`, and if known `expert_length`, `best_distance` and `category`.
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,42 @@ import numpy as np
 
 from envs import stretch
 from envs.types import EnvSpec, Observation
-from pretrained.types import Decision
-from rl.navigation import Walked, aggregate, inside, marking
+from rl.captions import STRETCH
+from rl.navigation import Walked, aggregate, episode_metrics, inside, marking
+from rl.tables import Tabled
 from rl.types import EpisodeRecord
 
 NEEDED = {"agent", "worked"}
 MARKS = "sub_done"  # the action that marks a room
-STRETCH = "spoc_stretch_20"  # the convention of actions that have names
-BAR = 20  # characters of a certain action's bar
+
+
+class Walks:
+    """The `rl.tables.Tables` of robots that walk."""
+
+    def __init__(self) -> None:
+        self.walks: dict[int, Walk] = {}
+
+    def begin(self, episode: int, spec: EnvSpec, first: Observation) -> None:
+        """Raises ValueError if the simulator does not tell what the tables need."""
+        if missing := NEEDED - set(spec.privileged):
+            raise ValueError(
+                f"tables of walks need the privileged entries {sorted(missing)}, which {spec.env_id} does not have; "
+                "take `tables` out of the environment's configuration"
+            )
+        self.walks[episode] = Walk(spec, first)
+
+    def follow(self, episode: int, actions: np.ndarray, obs: Observation) -> None:
+        """One action further: these robots decide before each."""
+        self.walks[episode].follow(obs, float(actions[0, 0]))
+
+    def write(self, out: Path, records: Sequence[EpisodeRecord]) -> Tabled:
+        """Figures of each episode, and `tables`, also as files."""
+        walked = {k: self.walks[k].walked(r) for k, r in enumerate(records) if r.valid}
+        columns = {
+            k: {"category": w.category, **{name: round(v, 6) for name, v in episode_metrics(w).items()}}
+            for k, w in walked.items()
+        }
+        return Tabled(columns, {"tables": write_tables(out, list(walked.values()))} if walked else {})
 
 
 class Walk:
@@ -64,11 +91,6 @@ class Walk:
         )
 
 
-def walks_in(spec: EnvSpec) -> bool:
-    """Whether an environment tells what the tables need."""
-    return set(spec.privileged) >= NEEDED
-
-
 def write_tables(out: Path, walks: Sequence[Walked]) -> dict[str, dict[str, float]]:
     """Aggregate, write `tables.json` and `tables.csv`, and return the table: row -> column -> mean."""
     table = aggregate(walks)
@@ -79,13 +101,6 @@ def write_tables(out: Path, walks: Sequence[Walked]) -> dict[str, dict[str, floa
         rows.writeheader()
         rows.writerows({"rows": name, **row} for name, row in table.items())
     return table
-
-
-def caption(spec: EnvSpec, decision: Decision, row: int) -> str:
-    """What one environment decided, how likely that was, and the critic's value; of discrete actions."""
-    index, chance = int(decision.chunk[row, 0, 0]), math.exp(float(decision.log_prob[row].sum()))
-    name = stretch.ACTIONS[index][0] if spec.action_convention == STRETCH else f"action {index}"
-    return f"{name}  {'|' * round(BAR * chance)} {100 * chance:.0f} %  value {float(decision.value[row]):.2f}"
 
 
 def _position(obs: Observation) -> np.ndarray:

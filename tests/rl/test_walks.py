@@ -12,9 +12,10 @@ import torch
 from envs import stretch
 from envs.types import EnvSpec, Observation
 from pretrained.types import Decision
+from rl.captions import caption
 from rl.navigation import episode_metrics
 from rl.types import EpisodeRecord
-from rl.walks import Walk, caption, walks_in, write_tables
+from rl.walks import Walk, Walks, write_tables
 
 ROOMS = {"room|0": [[0, 0], [4, 0], [4, 4], [0, 4]], "room|1": [[4, 0], [8, 0], [8, 4], [4, 4]]}
 
@@ -60,8 +61,9 @@ def test_marks_of_room_visit_are_counted() -> None:
 
 
 def test_other_robots_do_not_walk() -> None:
-    assert walks_in(spec())
-    assert not walks_in(stretch.spec())
+    Walks().begin(0, spec(), seen(1.0, rooms=ROOMS))
+    with pytest.raises(ValueError, match="agent.*worked.*take `tables` out"):
+        Walks().begin(0, stretch.spec(), seen(1.0, rooms=ROOMS))
 
 
 def test_captions_name_the_action_and_its_chance() -> None:
