@@ -259,7 +259,8 @@ class Arm:
     def poses(self) -> Dict[str, np.ndarray]:
         """Where joints, gripper and cameras are: what is needed to draw on pictures.
 
-        joint_poses [J, 7] (x y z, quaternion xyzw), gripper_pose [4, 4] of the grip site, gripper_open [1] from 0 to 1;
+        joint_poses [J, 7] (x y z, quaternion xyzw), gripper_pose [4, 4] of the grip site, gripper_open [1]: 1 if the
+        fingers are within a tenth of fully open, else 0, as RLBench says it (held things are wide as well);
         camera/<name> [4, 4] to the world, x right, y down, looking along z; intrinsics/<name> [3, 3] in pixels.
         """
         model, data = self.model, self.data
@@ -269,7 +270,7 @@ class Arm:
         out = {
             "joint_poses": np.concatenate([data.xanchor[joints], turns], axis=1),
             "gripper_pose": _pose(data.site_xpos[site], data.site_xmat[site].reshape(3, 3)),
-            "gripper_open": np.array([self._opening()]),
+            "gripper_open": np.array([float(self.opening() > 0.9)]),
         }
         for name, (y, x) in self._cameras.items():
             camera = camera_id(model, name)
@@ -295,7 +296,7 @@ class Arm:
         return {"scene/depth": depth, "scene/bodies": bodies, "scene/places": places,
                 "scene/camera": np.concatenate(seen_from)}  # fmt: skip
 
-    def _opening(self) -> float:
+    def opening(self) -> float:
         """Mean of the fingers' shares of their way."""
         fingers = [int(np.flatnonzero(self.model.jnt_qposadr == address)[0]) for address in self.gripper_addresses]
         if not fingers:

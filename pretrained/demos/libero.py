@@ -105,8 +105,11 @@ def reading(path: Path) -> Iterator[h5py.File]:
         ) from e
 
 
-def read_file(path: Path, *, env: EnvSpec, align: str = "as_stored", drop_noops: bool = False) -> list[Episode]:
-    """All demonstrations of a file, checked against `env`. `align` matters for official files only."""
+def read_file(
+    path: Path, *, env: EnvSpec, align: str = "as_stored", drop_noops: bool = False, only: str = ""
+) -> list[Episode]:
+    """All demonstrations of a file, or the one named `only`, checked against `env`. `align` matters for official files
+    only."""
     if align not in ALIGNMENTS:
         raise ValueError(f"align = '{align}' is unknown; expected one of {ALIGNMENTS}")
     episodes = []
@@ -115,7 +118,8 @@ def read_file(path: Path, *, env: EnvSpec, align: str = "as_stored", drop_noops:
         shift = align == "exact" and data.attrs.get("align") != "exact"
         convention = str(data.attrs.get("macros_image_convention", "opengl"))
         problem = json.loads(data.attrs.get("problem_info", "{}"))
-        for name in sorted((k for k in data if k.startswith("demo_")), key=lambda k: int(k[5:])):
+        names = [only] if only else sorted((k for k in data if k.startswith("demo_")), key=lambda k: int(k[5:]))
+        for name in names:
             group = data[name]
             if not group.attrs.get("complete", True):
                 log.warning("%s: %s was cut short while being written; ignored", path, name)

@@ -143,7 +143,7 @@ def _rendered(
 def render_episode(run: RenderRun, spec: EnvSpec, order: Sequence[str], job: Job, number: int) -> Recorded:
     """One demonstration, without the last two frames, which have no target."""
     path, name, seed, success = job
-    episode = next(e for e in read_file(path, env=spec, align="as_stored", drop_noops=False) if e.name == name)
+    episode = read_file(path, env=spec, align="as_stored", drop_noops=False, only=name)[0]
     images = {c: episode.images(c) for c in order}
     poses = _read_poses(path, name, order, len(episode))
     style = _style(run, order)
