@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
+from envs.joint_targets import JointTargets, settings
 from envs.models import compiled_scenes, visuals_for
 from envs.mujoco_arm import Arm, import_robosuite, seeded
 from envs.perturb import read_factors, recorded
@@ -39,7 +40,9 @@ INSTRUCTIONS = {
 CONTROLLERS = {
     "OSC_POSE": ("osc_pose_delta", ("dx", "dy", "dz", "droll", "dpitch", "dyaw")),
     "JOINT_POSITION": ("joint_delta", tuple(f"djoint{i}" for i in range(1, 8))),
+    "JOINT_TARGET": ("joint_position", tuple(f"joint_{i}" for i in range(7))),  # ours: absolute positions, rad
 }
+_JOINTS = {f"joint_{i}": "rad" for i in range(7)}
 NEEDS_FORCES = ("Wipe",)  # its reward reads force sensors, which the single forward pass delivers a substep late
 
 
@@ -65,17 +68,15 @@ class Robosuite:
         """`cameras` maps a camera to (Y, X); `reward_shaping` takes robosuite's dense reward, else 1 at success.
 
         `core: fast` steps in compiled code (see envs/osc.py): robosuite 1.4 with a Panda only, anything else is
-        refused. `core: stock` takes robosuite's own controllers.
+        refused. `core: stock` takes robosuite's own controllers. `controller: JOINT_TARGET` takes absolute joint
+        positions; its proprioception is gripper_open and the joints', as GENIMA's controller has it.
         docs/rendering.md explains `render_quality`: exact, fast, lite, soft. `poses`, `surfaces` (of a camera): more
         privileged state, see `Arm`. `perturb` changes what is seen (envs/perturb.py).
         """
         chosen = {"agentview": (84, 84), "robot0_eye_in_hand": (84, 84)} if cameras is None else cameras
         sizes = {camera: (int(size[0]), int(size[1])) for camera, size in chosen.items()}
         factors = read_factors(perturb, render_quality)
-        if controller not in CONTROLLERS:
-            raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
-        if core == "fast" and name in NEEDS_FORCES:
-            raise EnvError(f"core: fast reads no forces after each substep, the task {name} does; take `core: stock`")
+        _check(name, controller, core)
         self._shaped, self._poses, self._surfaces = reward_shaping, poses, surfaces
         self._running, self._steps = False, 0
         import_robosuite()
@@ -88,14 +89,15 @@ class Robosuite:
         self._instruction = INSTRUCTIONS.get(name, f"do the task {name}")
         convention, actions = CONTROLLERS[controller]
         fingers = env.action_dim - len(actions)
-        low, high = env.action_spec
         self._arm.reset(0)
         self._scene = _Scene(env, self._arm)
+        self._targets = JointTargets(self._arm) if controller == "JOINT_TARGET" else None
+        low, high = env.action_spec if self._targets is None else self._targets.bounds(*env.action_spec)
         privileged = self._privileged(success=False)
         self.spec = EnvSpec(
             env_id=f"robosuite/{name}",
             cameras=sizes,
-            proprio=_proprio_units(self._arm),
+            proprio=_proprio_units(self._arm) if self._targets is None else {"gripper_open": "1", **_JOINTS},
             actions=actions + (("gripper",) if fingers == 1 else tuple(f"gripper_{i}" for i in range(fingers))),
             low=tuple(float(v) for v in low),
             high=tuple(float(v) for v in high),
@@ -126,7 +128,7 @@ class Robosuite:
             raise ResetNeeded(f"{self.spec.env_id}: there is no running episode; call reset first")
         action = check_action(self.spec, action)
         self._running = False  # stays so if the simulation fails
-        reward = arm.step(action)
+        reward = arm.step(action if self._targets is None else self._targets.command(action))
         self._steps += 1
         success = bool(arm.env._check_success())
         truncated = self._steps >= self.spec.max_steps and not success
@@ -157,7 +159,10 @@ class Robosuite:
     def _observe(self, *, success: bool, render: bool) -> Observation:
         arm = self._open_arm()
         privileged = self._privileged(success=success)
-        proprio = np.concatenate([privileged[key] for key in ("eef_pos", "eef_quat", "gripper_qpos")])
+        if self._targets is None:
+            proprio = np.concatenate([privileged[key] for key in ("eef_pos", "eef_quat", "gripper_qpos")])
+        else:
+            proprio = np.concatenate([[arm.opening()], self._targets.positions()])
         images = arm.render() if render else {}
         return Observation(images, proprio.astype(np.float32), self._instruction, privileged)
 
@@ -166,6 +171,7 @@ class Robosuite:
         out = arm.robot_state()
         out.update(self._scene.read(out["eef_pos"], success=success))
         out["state"] = arm.state()
+        out.update(self._targets.told() if self._targets is not None else {})
         out.update(arm.poses() if self._poses else {})
         return {**out, **(arm.surfaces(self._surfaces) if self._surfaces else {})}
 
@@ -243,6 +249,13 @@ class _Scene:
         return 0.2 * reach + 0.3 * lifted + 0.5 * _part(1.0 - away / self._distance)
 
 
+def _check(name: str, controller: str, core: str) -> None:
+    if controller not in CONTROLLERS:
+        raise EnvError(f"controller '{controller}' is not supported; expected one of {', '.join(CONTROLLERS)}")
+    if core == "fast" and name in NEEDS_FORCES:
+        raise EnvError(f"core: fast reads no forces after each substep, the task {name} does; take `core: stock`")
+
+
 def _part(value: float) -> float:
     return min(max(float(value), 0.0), 1.0)
 
@@ -256,14 +269,17 @@ def _make(name: str, *, controller: str, control_hz: float, robots: str, shaped:
     if robots not in robosuite.ALL_ROBOTS:
         raise EnvError(f"robosuite has no robot '{robots}'; expected one of {', '.join(sorted(robosuite.ALL_ROBOTS))}")
     kwargs: Dict[str, Any] = {}
+    targets = controller == "JOINT_TARGET"
     if hasattr(robosuite, "load_controller_config"):  # 1.4
-        kwargs["controller_configs"] = robosuite.load_controller_config(default_controller=controller)
+        config = robosuite.load_controller_config(default_controller="JOINT_POSITION" if targets else controller)
+        kwargs["controller_configs"] = settings(config) if targets else config
     else:
         from robosuite.controllers.composite.composite_controller_factory import (  # type: ignore[import-not-found]
             refactor_composite_controller_config,
         )
 
-        part = robosuite.load_part_controller_config(default_controller=controller)
+        part = robosuite.load_part_controller_config(default_controller="JOINT_POSITION" if targets else controller)
+        part = settings(part) if targets else part
         kwargs["controller_configs"] = refactor_composite_controller_config(part, robots, ["right"])
         kwargs.update(renderer="mujoco", seed=MODEL_SEED)
     with seeded(MODEL_SEED):

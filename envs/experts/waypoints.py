@@ -1,7 +1,8 @@
 """Waypoint scripts for a gripper under pose control: go near each target in turn, with retries.
 
 For actions [dx, dy, dz, droll, dpitch, dyaw, gripper] of robosuite's OSC_POSE controller (robosuite and LIBERO):
-1 means 5 cm or 0.5 rad per step in world axes, gripper -1 opens and +1 closes.
+1 means 5 cm or 0.5 rad per step in world axes, gripper -1 opens and +1 closes. Where actions are joint positions
+(controller JOINT_TARGET), the same motions of the hand are given as goals of the joints.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from envs.joint_targets import goals
 from envs.types import EnvError, Observation
 
 State = Mapping[str, np.ndarray]  # Observation.privileged
@@ -43,14 +45,16 @@ class WaypointScript:
         self._waypoints: List[Waypoint] = []
         self._index = 0
         self._waited = 0
+        self._posture: Optional[np.ndarray] = None  # of the episode's first state
 
     def start(self, waypoints: Sequence[Waypoint]) -> None:
         """Begin an episode with this plan."""
         self._waypoints = list(waypoints)
         self._index = self._waited = 0
+        self._posture = None
 
     def act(self, obs: Observation) -> np.ndarray:
-        """The action [7] for this observation."""
+        """The action for this observation: [7], or seven joint positions and the gripper."""
         if not self._waypoints:
             raise EnvError("the expert has no plan; call reset with the episode's first observation")
         state = obs.privileged
@@ -66,7 +70,13 @@ class WaypointScript:
         if self._noise:
             action[:6] += self._noise * self._rng.standard_normal(6)
         action[6] = point.grip
-        return np.clip(action, -1.0, 1.0)
+        action = np.clip(action, -1.0, 1.0)
+        if "hand_jacobian" not in state:
+            return action
+        if self._posture is None:
+            self._posture = np.array(state["joint_pos"])
+        motion = np.concatenate([METRES_PER_UNIT * action[:3], RADIANS_PER_UNIT * action[3:6]])
+        return np.concatenate([goals(state, motion, self._posture), action[6:]])
 
     def _advance(self, state: State) -> None:
         point = self._waypoints[self._index]
