@@ -217,6 +217,24 @@ def find(path: Path | str) -> Path:
     )
 
 
+def choose(path: Path | str, which: str) -> list[Path]:
+    """Checkpoints of a run folder, newest first: `latest` or `last` is the newest one, `last_three` the three newest,
+    a number that step's. Raises ValueError naming what there is."""
+    if which in ("latest", "last"):
+        return [find(path)]
+    if which != "last_three" and not which.isdigit():
+        raise ValueError(f"eval_type is '{which}'; expected latest, last, last_three or the number of a step")
+    inside = [p for run_dir in (Path(path), Path(path) / "checkpoints") for p in steps(run_dir) if valid(p)]
+    there = [int(p.name[5:]) for p in inside]
+    if which != "last_three":
+        if int(which) not in there:
+            raise ValueError(f"eval_type={which}: {path} has no checkpoint of that step, it has {there}")
+        return [inside[there.index(int(which))]]
+    if len(inside) < 3:
+        raise ValueError(f"eval_type=last_three: {path} has the checkpoints {there}; train with keep=3 or more")
+    return inside[:-4:-1]
+
+
 def valid(folder: Path | str, *, content: bool = False) -> bool:
     """Whether the manifest is there and all files have the size it says; with `content`, and the checksum."""
     try:

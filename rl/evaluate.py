@@ -6,12 +6,11 @@ all has been measured.
 """
 
 import contextlib
-import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,25 @@ import torch
 
 from envs.build import build
 from envs.film import Film, States, Take
-from envs.record import side_by_side, write_picture, write_video
-from envs.types import EnvConfig, EnvError
+from envs.types import EnvConfig
 from envs.vector import Arrival, SimVector
-from pretrained.checkpoint import find, load_policy, read_card
+from pretrained.checkpoint import choose, load_policy, read_card
 from pretrained.progress import Bar
 from pretrained.types import ObsBatch, Policy
 from rl.audit import Audit
 from rl.captions import caption
 from rl.collect import TRAINING_SEEDS
+from rl.hint_pictures import HintPictures
 from rl.history import History
 from rl.records import summarise, write_records, write_summary
 from rl.replay import Tape, initial_state, write_environment, write_tapes
 from rl.sequential import RateTest, confidence_sequence, rate_test
+from rl.stats import wilson
 from rl.tables import NoTables, Tables, make_tables
 from rl.types import EpisodeRecord, Proposal
+from rl.videos import film_takes
 
 ATTEMPTS = 3  # of an episode whose simulator fails
-TOP_DOWN = "top_down"  # a camera whose last picture shows the way of the whole episode
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class EvaluateRun:
     videos: int = 4  # of the first episodes, as the cameras of `env.video` and those of the policy see them
     policy_overrides: Mapping[str, Any] = field(default_factory=dict)
     proposal: Mapping[str, Any] | None = None  # node
+    hint_pictures: int = 0  # episodes whose painted pictures are written to `pictures`
+    eval_type: str | int = "latest"  # of a run folder: latest (or last), last_three, or the number of a step
     rewards: Mapping[str, Any] = field(default_factory=dict)  # of which learned ones are audited
     stop: Mapping[str, float] = field(default_factory=dict)  # of rl.sequential.rate_test: stop when it has decided
     threads: int = 0  # of torch; 0: leave as it is
@@ -63,6 +64,8 @@ class EvaluateRun:
 
     def __post_init__(self) -> None:
         self.test()  # before anything is started
+        if self.hint_pictures and not self.proposal:
+            raise ValueError("hint_pictures needs a proposal that paints; choose proposal=target_image")
         last = self.seed_start + self.episodes
         if self.episodes < 1 or self.seed_start < 0 or last > TRAINING_SEEDS:
             raise ValueError(
@@ -103,11 +106,32 @@ class _Live:
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
     """Run the episodes, write records, tables and videos to `run.out`, and return the summary.
 
+    With eval_type=last_three there is a folder for each checkpoint, and `run.out` has the summary of all together.
     Raises RuntimeError if not a single episode could be evaluated.
     """
     if run.threads:
         torch.set_num_threads(run.threads)
-    checkpoint = find(Path(run.checkpoint))
+    found = choose(Path(run.checkpoint), str(run.eval_type))
+    return _evaluate(run, found[0]) if len(found) == 1 else _several(run, found)
+
+
+def _several(run: EvaluateRun, found: Sequence[Path]) -> dict[str, Any]:
+    """The same episodes with each of several checkpoints."""
+    out = Path(run.out)
+    each = {path.name: _evaluate(replace(run, out=str(out / path.name)), path) for path in found}
+    wins = sum(round(s["success"] * s["episodes"]) for s in each.values())
+    count = sum(s["episodes"] for s in each.values())
+    low, high = wilson(wins, count)
+    # The interval takes all episodes as independent, which those of the same initial state are not quite.
+    kept = ("success", "low", "high", "episodes", "infrastructure_failures", "mean_length")
+    summary = {"success": wins / count, "low": low, "high": high, "episodes": count,
+               "checkpoints": {name: {k: s[k] for k in kept} for name, s in each.items()},
+               "eval_type": run.eval_type, "checkpoint": run.checkpoint, "command": run.command}  # fmt: skip
+    write_summary(out, summary)
+    return summary
+
+
+def _evaluate(run: EvaluateRun, checkpoint: Path) -> dict[str, Any]:
     workers = min(run.workers or 2 * (os.cpu_count() or 1), run.episodes)
     started, out = time.time(), Path(run.out)
     with contextlib.ExitStack() as open_:
@@ -124,7 +148,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         write_tapes(out, episodes.tapes)
         tabled = episodes.tables.write(out, episodes.records)
         write_records(out, episodes.records, tabled.columns)
-        videos = _videos(run, film, episodes.takes, out / "videos") if film else {}
+        videos = film_takes(film, episodes.takes, out / "videos", quiet=run.quiet) if film else {}
     summary = (
         summarise(episodes.records)
         | dict(tabled.summary)
@@ -173,27 +197,11 @@ def _episodes(run: EvaluateRun, vector: SimVector, policy: Policy, proposal: Pro
 
         options: dict[str, Any] = {"greedy": run.greedy, "videos": run.videos, "proposal": proposal}
         options |= {"audit": Audit.of(run.rewards), "test": run.test(), "tables": make_tables(run.env)}
+        if run.hint_pictures:
+            options["pictures"] = HintPictures(Path(run.out) / "pictures", episodes=run.hint_pictures)
         episodes = Episodes(vector, policy, plan, report=report, **options)
         episodes.run()
     return episodes
-
-
-def _videos(run: EvaluateRun, film: Film, takes: Mapping[str, Take], out: Path) -> dict[str, Any]:
-    """Film the takes; returns what the pictures show and which takes are missing, and why."""
-    missing: dict[str, str] = {}
-    with Bar("videos", total=len(takes), quiet=run.quiet) as bar:
-        for name, take in takes.items():
-            try:
-                frames = film.play(take)
-                said = [*take.captions, "success" if take.success else "failure"] if take.captions else None
-                write_video(out / name, side_by_side(frames), fps=film.vector.env_spec.control_hz, captions=said)
-                if TOP_DOWN in frames:
-                    write_picture((out / name).with_suffix(".png"), frames[TOP_DOWN][-1])
-            except EnvError as e:  # an evaluation is worth more than its pictures
-                _log.warning("no video %s: %s", name, e)
-                missing[name] = str(e)
-            bar.advance(1)
-    return {"shown": {name: list(size) for name, size in film.cameras.items()}, "missing": missing}
 
 
 class Episodes:
@@ -212,10 +220,11 @@ class Episodes:
         audit: Audit | None = None,
         test: RateTest | None = None,
         tables: Tables | None = None,
+        pictures: HintPictures | None = None,
     ) -> None:
         self.vector, self.policy, self.plan, self.greedy, self.num_videos = vector, policy, list(plan), greedy, videos
         self.audit, self.tables = audit or Audit({}), tables or NoTables()
-        self.report, self.proposal = report, proposal
+        self.report, self.proposal, self.pictures = report, proposal, pictures
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(vector.num_envs)
         self.live: list[_Live | None] = [None] * vector.num_envs
@@ -260,6 +269,8 @@ class Episodes:
         rng = torch.Generator().manual_seed(seed * 7919 + self.vector.env_spec.tasks.index(task))
         self.live[i] = _Live(k, task, seed, attempt, rng, States(list(self.vector.env_spec.privileged)))
         self._forget(i)
+        if self.pictures is not None:
+            self.pictures.begin(k)
         self.vector.send_reset(i, task, seed)
 
     def _forget(self, i: int) -> None:
@@ -275,9 +286,13 @@ class Episodes:
         lives = [live for i in rows if (live := self.live[i]) is not None]
         due = [k for k, live in enumerate(lives) if not live.hints or live.planned >= self.proposal.every]
         if due:
-            new = self.proposal(self.history.batch([rows[k] for k in due]), [lives[k].rng for k in due])
+            seen = self.history.batch([rows[k] for k in due])
+            new = self.proposal(seen, [lives[k].rng for k in due])
             for place, k in enumerate(due):
                 lives[k].hints, lives[k].planned = {name: v[place] for name, v in new.items()}, 0
+                if self.pictures is not None:
+                    images = {c: v[place] for c, v in seen.images.items()}
+                    self.pictures.add(lives[k].plan, lives[k].seed, images, lives[k].hints)
         for live in lives:
             live.planned += 1
         obs.hints = {name: torch.stack([live.hints[name] for live in lives]) for name in lives[0].hints}
