@@ -5,15 +5,16 @@ copy of the UNet's encoder, is shown the tile and learns to make the UNet draw t
 imitation loop, on the files of `pretrained.genima.render`, and asked by `rl.proposals.target_image`. It decides no
 action, so it has only that part of `pretrained.types.Policy` that imitation needs.
 
-"tiny" is a small random model that works on pixels, in place of the VAE's latents, and trains its UNet too, so that it
-can learn to draw on a CPU. Needs the package diffusers.
+`method: instruct` is the variant after InstructPix2Pix: no ControlNet; the UNet is trained, and sees the tile's latents
+as further channels. "tiny" is a small random model that works on pixels, in place of the VAE's latents, and trains its
+UNet too, so that it can learn to draw on a CPU. Needs the package diffusers.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +23,15 @@ from torch import Tensor, nn
 
 from envs.types import EnvSpec
 from pretrained.genima import augment as disturb
+from pretrained.genima.bases import import_diffusers, load_base, load_part, tiny_base, widen
 from pretrained.genima.render import TARGET
 from pretrained.genima.tiles import tile_name, tile_order
 from pretrained.types import DemoBatch, Metrics, PolicySpec, Rng, randn
 
+METHODS = ("controlnet", "instruct")
+DROPPED = 0.05  # `instruct`, in training: the share of tiles, of prompts, and of both that are hidden
 AUGMENTATIONS = ("crop", "colorjitter", "elastic", "blur", "affine")
-TINY_PATCH = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Base(NamedTuple):
-    """What is frozen."""
-
-    vae: Any
-    unet: Any
-    text: Any
-    tokenize: Callable[[list[str]], Tensor]
-    noise: Any  # scheduler of training
-    sampler: Any  # scheduler of painting
 
 
 def prompt(goal: str, camera: str = "") -> str:
@@ -50,7 +42,7 @@ def prompt(goal: str, camera: str = "") -> str:
 
 
 class TargetPainter(nn.Module):
-    """Trains and runs the ControlNet. Pictures are uint8 [N, Y, X, 3] of the tile's size."""
+    """Trains and runs the ControlNet, or the UNet. Pictures are uint8 [N, Y, X, 3] of the tile's size."""
 
     frozen_encoder = False
 
@@ -59,16 +51,20 @@ class TargetPainter(nn.Module):
         *,
         env: EnvSpec,
         model: str = "stabilityai/sd-turbo",
+        method: str = "controlnet",
         controlnet: str = "",
         augment: Sequence[str] = ("crop", "colorjitter"),
         goal_in_prompt: bool = True,
         frozen_dtype: str = "float32",
         steps: int = 10,
+        times: Sequence[int] = (),
         compile: bool = False,
     ) -> None:
-        """`model`: folder in diffusers' layout, hub id, or "tiny". `controlnet`: a trained one to start from, itself or
-        a folder with checkpoint-N/controlnet inside. `goal_in_prompt: false` leaves the goal out in training, as
-        the original's code does by accident. `steps` of painting, 1 to 10; `compile` compiles both networks for it."""
+        """`model`: folder in diffusers' layout, hub id, or "tiny". `method`: controlnet or instruct. `controlnet`: a
+        trained one to start from, itself or a folder with checkpoint-N/controlnet inside. `goal_in_prompt: false`
+        leaves the goal out in training, as the original's code does by accident. `steps` of painting, 1 to 10; `times`:
+        levels of noise to be trained, 0 to 999, () for all; [999] is enough for one step of painting. `compile`
+        compiles both networks for painting."""
         super().__init__()
         self.views = tile_order(env.cameras)
         self.spec = _spec(env, self.views)
@@ -78,21 +74,31 @@ class TargetPainter(nn.Module):
                 f"expected frozen_dtype of {list(DTYPES)} and 1 to 1000 steps, got {frozen_dtype}, {steps}"
             )
         self.augment, self.goal_in_prompt, self.steps = tuple(augment), goal_in_prompt, steps
-        _import_diffusers()
-        from diffusers import ControlNetModel
-
-        base = _tiny() if model == "tiny" else _load(model)
-        self.controlnet: Any = ControlNetModel.from_unet(base.unet, conditioning_channels=3) if model != "tiny" else (
-            ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32, 64))
-        )  # fmt: skip
-        if controlnet:
-            self.controlnet = _pretrained(ControlNetModel, str(find_controlnet(controlnet)))
-        self.unet: Any = base.unet if model == "tiny" else None  # in the checkpoint where it is trained
-        frozen = [base.vae, base.text] + ([] if model == "tiny" else [base.unet])
+        if method not in METHODS or (controlnet and method == "instruct"):
+            raise ValueError(
+                f"painter.method is '{method}', controlnet '{controlnet}'; expected one of {METHODS}, and a ControlNet "
+                "to start from only with the first"
+            )
+        import_diffusers()
+        base = tiny_base() if model == "tiny" else load_base(model)
+        levels = int(base.noise.config.num_train_timesteps)
+        if bad := [t for t in times if not 0 <= t < levels]:
+            raise ValueError(
+                f"painter.times has {bad}; expected levels of noise from 0 to {levels - 1}, or none for all"
+            )
+        self.times = torch.tensor(list(times) or range(levels))
+        self.method = method
+        self.controlnet: Any = _controlnet(base.unet, model, controlnet) if method == "controlnet" else None
+        if method == "instruct":
+            widen(base.unet)
+        trained = model == "tiny" or method == "instruct"
+        self.unet: Any = base.unet if trained else None  # in the checkpoint where it is trained
+        frozen = [base.vae, base.text] + ([] if trained else [base.unet])
         for part in frozen:
             part.requires_grad_(False).eval().to(DTYPES[frozen_dtype])
         self._base, self._frozen, self._dtype = base, frozen, DTYPES[frozen_dtype]
-        self._networks = (torch.compile(self.controlnet), torch.compile(base.unet)) if compile else None
+        networks = (self.controlnet, base.unet)
+        self._networks = tuple(n and torch.compile(n) for n in networks) if compile else None
         self._check_size()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "TargetPainter":
@@ -105,7 +111,7 @@ class TargetPainter(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.controlnet.parameters()).device
+        return next(self.parameters()).device
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,9 +139,12 @@ class TargetPainter(nn.Module):
         with torch.no_grad():
             latents = self._to_latents(target / 127.5 - 1, rng)
             text = self.embed(demo.obs.texts if self.goal_in_prompt else [""] * n)
+            shown = self._shown(seen / 255)
+            if self.training and self.method == "instruct":
+                text, shown = self._hide(text, shown, rng)
         noise = torch.randn(latents.shape, generator=rng).to(latents)
-        time = torch.randint(int(base.noise.config.num_train_timesteps), (n,), generator=rng).to(self.device)
-        out = self._predict(base.noise.add_noise(latents, noise, time), time, text, seen / 255, compiled=False)
+        time = self.times[torch.randint(len(self.times), (n,), generator=rng)].to(self.device)
+        out = self._predict(base.noise.add_noise(latents, noise, time), time, text, shown, compiled=False)
         wanted = noise
         if base.noise.config.prediction_type == "v_prediction":
             wanted = base.noise.get_velocity(latents, noise, time)
@@ -167,6 +176,19 @@ class TargetPainter(nn.Module):
             seen = disturb.colour_jitter(seen, rng)
         return (disturb.blur(seen, sigma=0.8, size=3) if "blur" in self.augment else seen), target
 
+    def _shown(self, seen: Tensor) -> Tensor:
+        """What the network is shown of scenes [N, 3, Y, X] from 0 to 1: themselves, or their latents, unscaled."""
+        if self.method == "controlnet":
+            return seen
+        return self._base.vae.encode((seen * 2 - 1).to(self._dtype)).latent_dist.mean.float()
+
+    def _hide(self, text: Tensor, shown: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """For guidance without a classifier, as InstructPix2Pix is trained: some rows lack the prompt, or the scene."""
+        u = torch.rand(len(text), generator=rng).to(text.device)
+        nothing = self._base.text(input_ids=self._base.tokenize([""]).to(self.device)).last_hidden_state.float()
+        text = torch.where((u < 2 * DROPPED)[:, None, None], nothing, text)
+        return text, torch.where(((u >= DROPPED) & (u < 3 * DROPPED))[:, None, None, None], 0.0, shown)
+
     def _to_latents(self, images: Tensor, rng: torch.Generator) -> Tensor:
         vae = self._base.vae
         found = vae.encode(images.to(self._dtype)).latent_dist
@@ -179,21 +201,24 @@ class TargetPainter(nn.Module):
         with torch.no_grad():
             return self._base.text(input_ids=self._base.tokenize(texts).to(self.device)).last_hidden_state.float()
 
-    def _predict(self, noisy: Tensor, time: Tensor, text: Tensor, seen: Tensor, *, compiled: bool) -> Tensor:
+    def _predict(self, noisy: Tensor, time: Tensor, text: Tensor, shown: Tensor, *, compiled: bool) -> Tensor:
         networks = self._networks if compiled and self._networks else (self.controlnet, self._base.unet)
-        own = next(self.controlnet.parameters()).dtype
-        down, middle = networks[0](
-            noisy.to(own), time, encoder_hidden_states=text.to(own), controlnet_cond=seen.to(own), return_dict=False
-        )
-        kind = next(self._base.unet.parameters()).dtype
-        return networks[1](
-            noisy.to(kind),
-            time,
-            encoder_hidden_states=text.to(kind),
-            down_block_additional_residuals=[d.to(kind) for d in down],
-            mid_block_additional_residual=middle.to(kind),
-            return_dict=False,
-        )[0]
+        control, unet, kind = *networks, next(self._base.unet.parameters()).dtype
+        more: dict[str, Any] = {}
+        if control is None:
+            noisy = torch.cat([noisy, shown], 1)
+        else:
+            own = next(self.controlnet.parameters()).dtype
+            down, middle = control(
+                noisy.to(own),
+                time,
+                encoder_hidden_states=text.to(own),
+                controlnet_cond=shown.to(own),
+                return_dict=False,
+            )
+            more["down_block_additional_residuals"] = [d.to(kind) for d in down]
+            more["mid_block_additional_residual"] = middle.to(kind)
+        return unet(noisy.to(kind), time, encoder_hidden_states=text.to(kind), return_dict=False, **more)[0]
 
     # --- painting ---
 
@@ -208,16 +233,16 @@ class TargetPainter(nn.Module):
                 f"expected tiles uint8 {(len(goals), *self.size, 3)}, got {seen.dtype} {tuple(seen.shape)}; the model "
                 "was trained on that size"
             )
-        condition, text = seen.permute(0, 3, 1, 2).float() / 255, self.embed(goals)
+        shown, text = self._shown(seen.permute(0, 3, 1, 2).float() / 255), self.embed(goals)
         sampler, vae = self._base.sampler, self._base.vae
         sampler.set_timesteps(steps or self.steps, device=self.device)
         y, x = (n // self._patch for n in self.size)
-        noise = randn((len(goals), int(self._base.unet.config.in_channels), y, x), rng, self.device)
+        noise = randn((len(goals), int(self._base.unet.config.out_channels), y, x), rng, self.device)
         latents = noise * sampler.init_noise_sigma
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             for time in sampler.timesteps:
                 scaled = sampler.scale_model_input(latents, time)
-                out = self._predict(scaled, time, text, condition, compiled=True).float()
+                out = self._predict(scaled, time, text, shown, compiled=True).float()
                 latents = sampler.step(out, time, latents, return_dict=False)[0]
             pictures = vae.decode((latents / vae.config.scaling_factor).to(self._dtype), return_dict=False)[0].float()
         return ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -238,6 +263,16 @@ def diffusion_stage(*, env: EnvSpec, painter: Mapping[str, Any] | None = None) -
     return TargetPainter(env=env, **(painter or {}))
 
 
+def _controlnet(unet: Any, model: str, start: str) -> Any:
+    """A trained one, or a copy of the UNet's encoder."""
+    from diffusers import ControlNetModel
+
+    if start:
+        return load_part(ControlNetModel, str(find_controlnet(start)))
+    small = {"conditioning_embedding_out_channels": (16, 32, 64)} if model == "tiny" else {}
+    return ControlNetModel.from_unet(unet, conditioning_channels=3, **small)
+
+
 def find_controlnet(folder: str) -> Path:
     """The newest checkpoint-N/controlnet inside, by number, or the folder itself."""
     path = Path(folder)
@@ -256,96 +291,3 @@ def _spec(env: EnvSpec, views: Sequence[str]) -> PolicySpec:
         actions=env.actions, low=env.low, high=env.high, action_convention=env.action_convention,
         control_hz=env.control_hz, num_actions=env.num_actions,
     )  # fmt: skip
-
-
-def _import_diffusers() -> None:
-    try:
-        import diffusers  # noqa: F401
-    except ImportError as e:
-        raise ValueError(f"painting needs the package diffusers ({e}); type: make setup") from e
-
-
-def _load(model: str) -> Base:
-    from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import AutoTokenizer, CLIPTextModel
-
-    parts: Sequence[tuple[Any, str]] = (
-        (AutoencoderKL, "vae"), (UNet2DConditionModel, "unet"), (CLIPTextModel, "text_encoder"),
-        (AutoTokenizer, "tokenizer"), (DDPMScheduler, "scheduler"), (EulerDiscreteScheduler, "scheduler"),
-    )  # fmt: skip
-    vae, unet, text, tokenizer, noise, sampler = (_pretrained(kind, model, part) for kind, part in parts)
-
-    def tokenize(texts: list[str]) -> Tensor:
-        out = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
-                        return_tensors="np")  # fmt: skip
-        return torch.from_numpy(np.asarray(out["input_ids"], dtype=np.int64))
-
-    return Base(vae, unet, text, tokenize, noise, sampler)
-
-
-def _pretrained(kind: Any, model: str, part: str = "") -> Any:
-    try:
-        return kind.from_pretrained(model, **({"subfolder": part} if part else {}))
-    except (OSError, ValueError) as e:
-        raise ValueError(
-            f"{part or kind.__name__} cannot be loaded from '{model}': {str(e).splitlines()[0]}; give a folder in "
-            "diffusers' layout or a hub id that can be reached, or model: tiny for a random one"
-        ) from e
-
-
-class _Pixels(nn.Module):
-    """In place of a VAE: the patches of the picture as channels, nothing lost."""
-
-    patch = TINY_PATCH
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = _PixelConfig()
-
-    def encode(self, images: Tensor) -> Any:
-        mean = F.pixel_unshuffle(images, TINY_PATCH)
-        return _Latent(_Gaussian(mean, torch.zeros_like(mean)))
-
-    def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        return (F.pixel_shuffle(latents, TINY_PATCH),)
-
-
-class _PixelConfig(NamedTuple):
-    scaling_factor: float = 1.0
-
-
-class _Gaussian(NamedTuple):
-    mean: Tensor
-    std: Tensor
-
-
-class _Latent(NamedTuple):
-    latent_dist: _Gaussian
-
-
-def _tiny() -> Base:
-    """The same random weights on every call, so that a checkpoint of the trained part is enough."""
-    from diffusers import DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    length, end, channels = 96, 257, 3 * TINY_PATCH**2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=16, in_channels=channels, out_channels=channels, layers_per_block=1, norm_num_groups=8,
-            block_out_channels=(64, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=8,
-        )  # fmt: skip
-        text = CLIPTextModel(CLIPTextConfig(
-            vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=length, eos_token_id=end, bos_token_id=256, pad_token_id=end,
-        ))  # fmt: skip
-
-    def tokenize(texts: list[str]) -> Tensor:
-        rows = [[256, *t.encode()[: length - 2], end] for t in texts]
-        return torch.tensor([row + [end] * (length - len(row)) for row in rows], dtype=torch.int64)
-
-    schedule: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-                                "prediction_type": "v_prediction"}  # learns to draw sooner than from noise  # fmt: skip
-    return Base(_Pixels(), unet, text, tokenize, DDPMScheduler(**schedule),
-                cast(Any, EulerDiscreteScheduler)(**schedule, timestep_spacing="trailing"))  # fmt: skip

@@ -113,6 +113,20 @@ def test_tiny_learns_to_draw() -> None:
     assert (painted - target)[~changed].abs().mean() < 12
 
 
+def test_levels_of_noise_that_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(times: tuple[int, ...]) -> list[int]:
+        model, seen = painter(times=times), []
+        add = model._base.noise.add_noise
+        monkeypatch.setattr(model._base.noise, "add_noise", lambda x, n, t: seen.extend(t.tolist()) or add(x, n, t))
+        model.imitation_loss(lesson(16), torch.Generator().manual_seed(0))
+        return seen
+
+    assert len(set(trained(()))) > 8
+    assert set(trained((0, 999))) == {0, 999}
+    with pytest.raises(ValueError, match=r"painter.times has \[1000\]"):
+        painter(times=(3, 1000))
+
+
 def test_gradients_reach_what_is_trained_alone(folder: Path) -> None:
     for model, frozen in ((painter(), False), (painter(str(folder)), True)):
         model.train().imitation_loss(lesson(2), torch.Generator().manual_seed(0))[0].backward()
@@ -146,6 +160,53 @@ def test_paints_as_the_pipeline_of_diffusers_does(folder: Path) -> None:
     assert np.abs(ours.numpy() / 255 - theirs).max() < 0.006  # half a grey level, and rounding
     plain = model.paint(torch.zeros_like(tiles), ["go", "stop"], torch.Generator().manual_seed(5), steps=4)
     assert not torch.equal(plain, ours)
+
+
+def test_instruct_paints_as_the_pipeline_of_diffusers_does(folder: Path) -> None:
+    """The variant that is shown the scene's latents; its first layer at first ignores them."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    model, plain = painter(str(folder), method="instruct").eval(), painter(str(folder)).eval()
+    tiles = torch.as_tensor(lesson(2).obs.images[NAME])[:, 0]
+    paint = lambda m: m.paint(tiles, ["go", "stop"], torch.Generator().manual_seed(5), steps=4)  # noqa: E731
+    assert torch.equal(paint(model), paint(plain))  # a new ControlNet has no effect either
+    model.unet.conv_in.weight.data[:, 4:].normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    base = model._base
+    pipe: Any = StableDiffusionInstructPix2PixPipeline(
+        vae=base.vae, text_encoder=base.text, tokenizer=None, unet=base.unet, scheduler=base.sampler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # type: ignore[arg-type]  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        prompt_embeds=model.embed(["go", "stop"]), image=tiles.permute(0, 3, 1, 2).float() / 255,
+        latents=torch.randn(2, 4, 2, 4, generator=torch.Generator().manual_seed(5)), num_inference_steps=4,
+        guidance_scale=1.0, image_guidance_scale=1.0, output_type="np",
+    ).images  # fmt: skip
+    ours = paint(model)
+    assert np.abs(ours.numpy() / 255 - theirs).max() < 0.006  # half a grey level, and rounding
+    assert not torch.equal(ours, paint(plain))
+
+
+def test_instruct_trains_the_unet_and_hides_what_it_shows(folder: Path, tmp_path: Path) -> None:
+    for name in ("tiny", str(folder)):
+        model = painter(name, method="instruct").train()
+        model.imitation_loss(lesson(2), torch.Generator().manual_seed(0))[0].backward()
+        assert model.unet.conv_in.weight.grad[:, -1].any()  # of the scene's channels
+        assert {k.split(".")[0] for k in model.state_dict()} == {"unet"}
+    shown, text = torch.ones(4000, 1, 1, 1), model.embed(["go"]).expand(4000, -1, -1)
+    text, shown = model._hide(text, shown, torch.Generator().manual_seed(0))
+    nothing = torch.isclose(text, model._base.text(input_ids=model._base.tokenize([""])).last_hidden_state).all((1, 2))
+    without = shown[:, 0, 0, 0] == 0
+    shares = [float(m.float().mean()) for m in (nothing, without, nothing & without)]
+    assert shares == pytest.approx([0.1, 0.1, 0.05], abs=0.02)
+    node = {"_target_": "pretrained.genima.painter.TargetPainter", "model": "tiny", "method": "instruct"}
+    saved = painter(method="instruct").eval()
+    torch.nn.init.normal_(saved.unet.conv_in.weight, std=0.1)
+    save(tmp_path / "saved", saved, node=node, env=spec())
+    other: Any = load_policy(tmp_path / "saved")
+    tiles = torch.as_tensor(lesson(1).obs.images[NAME])[:, 0]
+    a, b = (m.eval().paint(tiles, ["go"], torch.Generator().manual_seed(0), steps=2) for m in (saved, other))
+    assert torch.equal(a, b)
 
 
 def test_rows_are_independent_and_repeat() -> None:
@@ -260,6 +321,8 @@ def test_controller_follows_targets_and_misses_them() -> None:
     [
         (lambda: painter("no/such/model"), "cannot be loaded from 'no/such/model'"),
         (lambda: diffusion_stage(env=spec(), painter={"modl": "tiny"}), r"policy.painter has \['modl'\], exp"),
+        (lambda: painter(method="paint"), "painter.method is 'paint'"),
+        (lambda: painter(method="instruct", controlnet="x"), "a ControlNet to start from only with the first"),
         (lambda: painter(augment=["flip"]), r"augmentations \['flip'\] are unknown"),
         (lambda: TargetPainter(env=spec(size=(18, 32)), model="tiny"), "expected multiples of 8 pixels"),
         (lambda: TargetPainter(env=spec(name="front"), model="tiny"), r"expected one picture named 'tile\(CAMERA"),
