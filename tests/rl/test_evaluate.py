@@ -163,7 +163,7 @@ def test_videos_of_discrete_actions_say_what_was_decided(
     drunkard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[list[str]] = []
-    monkeypatch.setattr("rl.evaluate.write_video", lambda path, frames, *, captions, **_: said.append(captions))
+    monkeypatch.setattr("rl.videos.write_video", lambda path, frames, *, captions, **_: said.append(captions))
     run(drunkard, tmp_path, toy(**WALK), episodes=1, videos=1)
     (captions,) = said
     (row,) = records(tmp_path)
