@@ -112,6 +112,7 @@ class Observation:
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # at reset: JSON about the episode, likewise not for policies
+    unseen: bool = False  # no camera shows the robot's hand, so that pictures may stay while it moves
 
 
 @dataclass(frozen=True)

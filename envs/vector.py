@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from envs.alive import moved
 from envs.child import Child, Failure
 from envs.spaces import action_space, observation_space
 from envs.types import EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded
@@ -347,19 +348,19 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             for camera in self.env_spec.cameras:
                 if not row.child.slab["image/" + camera].any():
                     cause, detail = "bad_frame", f"camera '{camera}' is black"
-            if not cause and self._frozen(row, proprio):
+            if not cause and self._frozen(row, proprio, unseen=bool((row.child.reply or {}).get("unseen"))):
                 cause, detail = "bad_frame", f"no camera changed for {FROZEN_AFTER} observations while the robot moved"
         if cause:
             self._unwatch(i)
             row.child.fail(cause, detail)
 
-    def _frozen(self, row: _Row, proprio: np.ndarray) -> bool:
+    def _frozen(self, row: _Row, proprio: np.ndarray, *, unseen: bool) -> bool:
         total = 0
         for camera in self.env_spec.cameras:
             total = zlib.adler32(row.child.slab["image/" + camera].data, total)
-        if total != row.frame_sum or row.frame_proprio is None:
+        if unseen or total != row.frame_sum or row.frame_proprio is None:
             row.frame_sum, row.frame_proprio, row.same_frames = total, proprio.copy(), 0
-        elif np.abs(proprio - row.frame_proprio).max() > 0.05:  # far enough to be seen at any resolution
+        elif moved(proprio - row.frame_proprio, self.env_spec.proprio.values()):
             row.same_frames += 1
         return row.same_frames >= FROZEN_AFTER
 

@@ -79,6 +79,7 @@ class _Host:
             "truncated": bool(step.truncated),
             "success": bool(step.success),
             "instruction": step.obs.instruction,
+            "unseen": bool(step.obs.unseen),
         }
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ SIMULATORS = {
     "metaworld",
 }
 CHILD_FREE = {
+    "envs/alive.py",
     "envs/vector.py",
     "envs/gym_env.py",
     "envs/spaces.py",

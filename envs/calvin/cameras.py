@@ -54,6 +54,17 @@ class Cameras:
         depth = far * near / (far - (far - near) * np.reshape(buffer, (y, x)))
         return image, depth.astype(np.float32)
 
+    def see(self, point: np.ndarray) -> bool:
+        """Whether some camera looks at a point [3] of the world, hidden or not; the one at the wrist always does."""
+        if any(name != "rgb_static" for name in self.sizes):
+            return True
+        for name in self.sizes:
+            lens, axes = (np.reshape(m, (4, 4)).T for m in (self.projection(name), self.view(name)))
+            x, y, _, depth = lens @ axes @ np.append(point, 1.0)
+            if depth > 0 and max(abs(x), abs(y)) <= depth:
+                return True
+        return False
+
     def view(self, name: str) -> List[float]:
         """World to camera, 16 numbers by columns."""
         b: Any = self._world.bullet

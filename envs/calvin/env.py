@@ -199,7 +199,8 @@ class Calvin:
             privileged["progress"] = np.array(1.0)
         images = self._cameras.render() if render else {}
         instruction = INSTRUCTIONS[self._tasks[self._done]]
-        return Observation(images, privileged["robot_obs"].astype(np.float32), instruction, privileged)
+        unseen = not self._cameras.see(privileged["robot_obs"][:3])
+        return Observation(images, privileged["robot_obs"].astype(np.float32), instruction, privileged, unseen=unseen)
 
     def _progress(self, info: Info) -> float:
         """Of the whole episode: tasks done, and how far the present one is."""

@@ -209,3 +209,20 @@ def test_unknown_tasks_and_missing_data_are_named(vector, monkeypatch, tmp_path)
     monkeypatch.setenv("CALVIN_DATA", str(tmp_path))
     with pytest.raises(EnvError, match="CALVIN_DATA=.*has no franka_panda.*git clone"):
         vector()
+
+
+def test_an_arm_that_leaves_the_only_picture_is_no_stuck_renderer(vector):
+    """To the left, where the fixed camera does not look: the picture stays, and the episode goes on."""
+    v = vector(cameras={"rgb_static": [32, 32]}, renderer="fast")
+    ask(v, "send_reset", "turn_on_led", 1)
+    left = np.array([[-1.0] + [0.0] * 5 + [1.0]] * 8)
+    seen = []
+    for _ in range(9):
+        a = ask(v, "send_step", left)
+        assert a.kind == "step", a.failure
+        seen.append((v._rows[0].child.reply["unseen"], a.obs.images["rgb_static"].tobytes(), a.obs.proprio.copy()))
+    assert not seen[0][0]
+    last = seen[-4:]
+    assert all(unseen for unseen, _, _ in last)
+    assert len({picture for _, picture, _ in last}) == 1
+    assert np.abs(last[-1][2] - last[0][2])[7:14].max() > 0.05  # the arm did move
