@@ -1,4 +1,4 @@
-"""The two cameras, drawn by PyBullet's software renderer or by our own (envs/calvin/fast.py).
+"""The two cameras, drawn by PyBullet's software renderer, by our own (envs/calvin/fast.py), or on a GPU (egl.py).
 
 Their pixels differ a little, so an environment has one of them from beginning to end, and `EnvSpec.renderer` says
 which.
@@ -10,13 +10,14 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 
+from envs.calvin.egl import load_egl
 from envs.calvin.fast import Rasteriser
 from envs.calvin.scenes import CAMERA_LINK, LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
 from envs.calvin.world import World
 from envs.types import EnvError
 
 Picture = Tuple[np.ndarray, np.ndarray]  # uint8 [Y, X, 3], RGB, row 0 on top; float32 [Y, X], metres
-RENDERERS = ("exact", "fast")
+RENDERERS = ("exact", "fast", "egl")
 
 
 class Cameras:
@@ -25,7 +26,7 @@ class Cameras:
     def __init__(self, world: World, sizes: Mapping[str, Tuple[int, int]], *, renderer: str = "exact") -> None:
         """`sizes` maps `rgb_static` (fixed, 10 degrees wide) and `rgb_gripper` (at the wrist, 75) to (Y, X).
 
-        `renderer: exact | fast` is PyBullet's or ours."""
+        `renderer: exact | fast | egl` is PyBullet's software renderer, ours, or PyBullet's OpenGL."""
         unknown = [name for name in sizes if name not in LENSES]
         if unknown:
             raise EnvError(f"CALVIN has no camera '{unknown[0]}'; expected some of {', '.join(LENSES)}")
@@ -35,6 +36,11 @@ class Cameras:
             raise EnvError(f"CALVIN has no renderer '{renderer}'; expected one of {', '.join(RENDERERS)}")
         self._world, self.sizes = world, dict(sizes)
         self._fast = Rasteriser(world) if renderer == "fast" else None
+        self._drawn_by = world.bullet.ER_TINY_RENDERER
+        if renderer == "egl":
+            load_egl(world.bullet, world.client)
+            self._drawn_by = world.bullet.ER_BULLET_HARDWARE_OPENGL
+            world.load(0)  # the plugin draws only what is loaded after it
 
     def render(self) -> Dict[str, np.ndarray]:
         """Colour images of the present state."""
@@ -46,7 +52,7 @@ class Cameras:
         if self._fast is not None:
             return self._fast.draw((y, x), self.view(name), self.projection(name), lens.near, lens.far)
         _, _, colour, buffer, _ = b.getCameraImage(
-            x, y, self.view(name), self.projection(name), renderer=b.ER_TINY_RENDERER,
+            x, y, self.view(name), self.projection(name), renderer=self._drawn_by,
             flags=b.ER_NO_SEGMENTATION_MASK, physicsClientId=self._world.client,
         )  # fmt: skip
         image = np.ascontiguousarray(np.reshape(colour, (y, x, 4))[:, :, :3], dtype=np.uint8)

@@ -67,7 +67,7 @@ class Calvin:
         """`name` is the scene, A to D; `cameras` maps a camera to (Y, X), or to None to leave it out;
         `max_steps` is a task's limit.
 
-        `renderer: exact` is PyBullet's, `fast` our own; their pictures differ a little (docs/calvin.md).
+        `renderer: exact` is PyBullet's, `fast` our own, `egl` PyBullet's on a GPU; their pictures differ a little.
         `chains` are lists of tasks to be done one after the other, each offered as a further task `A_then_B`.
 
         `protocol: chains` is scene D's benchmark: seeds 0 to 999 are its 1000 chains, larger ones training chains.

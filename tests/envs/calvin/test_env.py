@@ -190,7 +190,7 @@ def test_the_gripper_opens_by_sign_or_is_refused(vector):
         ({"actions": "torque"}, "actions 'torque' is unknown"),
         ({"cameras": {"top": [8, 8]}}, "no camera 'top'; expected some of rgb_static, rgb_gripper"),
         ({"max_steps": 0}, "max_steps = 0; expected at least 1"),
-        ({"renderer": "egl"}, "no renderer 'egl'; expected one of exact, fast"),
+        ({"renderer": "gl"}, "no renderer 'gl'; expected one of exact, fast, egl"),
         ({"chains": [["open_drawer"]]}, "['open_drawer'] is no chain; expected a list of at least two tasks"),
         ({"chains": [["open_drawer", "jump"]]}, "task 'jump' is unknown"),
         ({"chains": [["open_drawer", "close_drawer"]]}, "the chain open_drawer, close_drawer can be begun nowhere"),
