@@ -20,6 +20,9 @@ from envs.types import EnvError, Observation
 
 ACT: Dict[str, int] = {names[0]: i for i, names in enumerate(stretch.ACTIONS)}
 WANDERING = ("move_ahead", "rotate_right", "rotate_left", "move_back", "rotate_left_small", "rotate_right_small")
+# Where things are grasped: a pickup that takes nothing, so that imitation sees what comes after one, and small shifts.
+FUMBLING = ("pickup", "move_arm_up_small", "move_arm_in_small", "move_arm_out_small", "rotate_left_small",
+            "rotate_right_small")  # fmt: skip
 ARRIVED, ARRIVED_AT_END = 0.25, 0.12  # metres from a corner of the path, and from its end
 ASIDE = 0.1  # metres that a heading may miss the next corner by
 NEAR_ENOUGH = 1.5  # metres to what was sought
@@ -35,7 +38,7 @@ class Ai2thorExpert:
     """One task type, several episodes."""
 
     def __init__(self, *, task: str = "ObjectNavType", noise: float = 0.0, seed: int = 0) -> None:
-        """`noise` is the chance of a random step or turn of the base."""
+        """`noise` is the chance of a random step or turn of the base or, while it grasps, of a pickup too soon."""
         self.task, self.noise = task, noise
         self.rng = np.random.default_rng(seed)
         self.legs: Optional[List[Dict[str, Any]]] = None
@@ -54,7 +57,10 @@ class Ai2thorExpert:
         if self.legs is None:
             raise EnvError("the expert of ai2thor was asked for an action before an episode; call reset")
         name = self._decide(obs.privileged)
-        if self.noise and name in WANDERING and self.rng.random() < self.noise:
+        if self.noise and self.grasp.begun:
+            if name not in ("pickup", "done") and self.rng.random() < self.noise:
+                name = str(self.rng.choice(FUMBLING))
+        elif self.noise and name in WANDERING and self.rng.random() < self.noise:
             name = str(self.rng.choice(WANDERING))
         return np.array([ACT[name]], dtype=np.float64)
 

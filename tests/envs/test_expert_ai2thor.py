@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs import stretch
-from envs.experts.ai2thor import Ai2thorExpert, towards
+from envs.experts.ai2thor import FUMBLING, Ai2thorExpert, towards
 from envs.experts.grasp import Grasp
 from envs.types import EnvError, Observation
 
@@ -64,6 +64,21 @@ def test_noise_is_a_chance_of_other_steps_and_repeats() -> None:
     assert set(walk(0.0, 0)) == {"move_ahead"}
     assert 5 < sum(n != "move_ahead" for n in walk(0.5, 0)) < 30
     assert walk(0.5, 0) == walk(0.5, 0) != walk(0.5, 1)
+
+
+def test_noise_while_it_grasps_is_a_pickup_too_soon_or_a_small_shift() -> None:
+    """The right pickup, and `done`, are never replaced, so that an episode still ends well."""
+    over = {"arm": [0.75, 0.24, 0, 0], "hand": [0.6, 0.95, -0.05]}
+    expert = Ai2thorExpert(task="PickupType", noise=0.5, seed=0)
+    expert.reset(observe({"route": []}))
+    done = [name(expert.act(observe(**over))) for _ in range(60)]
+    assert set(done) - {"move_arm_down", "move_arm_down_small"} == set(FUMBLING)
+    assert 15 < sum(n in FUMBLING for n in done) < 45
+    for state, wanted in (({"target_graspable": 1.0}, "pickup"), ({"target_held": 1.0}, "done")):
+        asked = Ai2thorExpert(task="PickupType", noise=1.0, seed=0)
+        asked.reset(observe({"route": []}))
+        asked.act(observe(**over))
+        assert name(asked.act(observe(**over, **state))) == wanted
 
 
 def test_headings_may_miss_by_little() -> None:
