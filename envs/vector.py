@@ -128,9 +128,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._ask(i, {"op": "step", "n": n, "render": render})
 
     def wait(self, limit: float = math.inf) -> list[int]:
-        """Block until at least one asked row has an answer; return all that have. Deadlines are kept here.
-
-        None has, after `limit` seconds: []."""
+        """Block until at least one asked row has an answer, or `limit` seconds; return all that have."""
         until = time.monotonic() + limit
         while True:
             ready = any(row.asked and not row.child.busy for row in self._rows)

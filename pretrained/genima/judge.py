@@ -34,7 +34,7 @@ def coloured(picture: np.ndarray, scene: np.ndarray, colours: Sequence[tuple[int
     """bool [..., Y, X]: has one of the colours, and the scene has another there."""
     there = picture.astype(np.float32)
     new = np.linalg.norm(there - scene.astype(np.float32), axis=-1) > NEW
-    like = [np.linalg.norm(there - np.float32(colour), axis=-1) < LIKE for colour in colours]
+    like = [np.linalg.norm(there - np.array(colour, np.float32), axis=-1) < LIKE for colour in colours]
     return new & np.any(like, axis=0)
 
 
