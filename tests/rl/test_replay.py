@@ -1,5 +1,6 @@
 """Episodes are seen again from their records alone, through the same states to the bit, or refused."""
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -10,15 +11,31 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+import launch
+from envs.film import States
+from envs.libero_assets import find_assets
 from envs.types import EnvConfig, EnvError
 from envs.vector import SimVector
 from pretrained.checkpoint import save
 from rl.evaluate import Episodes, EvaluateRun, evaluate
 from rl.records import write_records
-from rl.replay import ReplayRun, Tape, read_tape, replay, write_environment, write_tapes
+from rl.replay import (
+    ReplayRun,
+    Tape,
+    initial_state,
+    read_environment,
+    read_tape,
+    replay,
+    write_environment,
+    write_tapes,
+)
 from tests.toy_parts import make_policy, policy_node, toy, toy_spec
 
 SIM: dict[str, Any] = {"hold": 1, "max_steps": 12, "discrete": True}
+LIBERO = {
+    "_target_": "envs.libero.Libero", "name": "libero_object", "core": "fast", "render_quality": "fast",
+    "cameras": {"robot0_eye_in_hand": [16, 16]}, "max_steps": 10,
+}  # fmt: skip
 LIFT = EnvConfig({
     "_target_": "envs.robosuite.Robosuite", "name": "Lift", "core": "fast", "render_quality": "fast",
     "cameras": {"robot0_eye_in_hand": [16, 16]}, "max_steps": 8,
@@ -34,6 +51,19 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = toy(**SIM, crash_at=1, fault_seed=2)
     evaluate(EvaluateRun(str(folder), config, str(out), episodes=6, workers=2, greedy=False, videos=0, quiet=True))
     return out
+
+
+@pytest.fixture(scope="module")
+def libero() -> EnvConfig:
+    """One task of libero_object; skips, and says why, where LIBERO or its assets are missing."""
+    own = Path(launch.__file__).parent / ".venvs" / "libero" / "bin" / "python"
+    if not own.exists() and importlib.util.find_spec("libero") is None:
+        pytest.skip("REPLAYS OF LIBERO ARE NOT TESTED: it is not installed; run `python launch.py install libero`")
+    try:
+        find_assets()
+    except EnvError as e:
+        pytest.skip(f"REPLAYS OF LIBERO ARE NOT TESTED: {e}")
+    return EnvConfig(LIBERO, step_deadline_s=120.0, open_deadline_s=600.0)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -101,19 +131,63 @@ def test_tapes_keep_every_bit(tmp_path: Path) -> None:
         read_tape(tmp_path, 3)
 
 
+def played(config: EnvConfig, out: Path, *, seeds: tuple[int, ...]) -> None:
+    """Evaluate the first task with a policy that knows nothing, and write the records of it."""
+    vector = SimVector([config])
+    try:
+        policy = make_policy("gaussian", vector.env_spec)
+        episodes = Episodes(vector, policy, [(vector.tasks[0], seed) for seed in seeds], greedy=False)
+        records = episodes.run()
+        write_environment(out, config, vector.env_spec)
+    finally:
+        vector.close()
+    write_records(out, records)
+    write_tapes(out, episodes.tapes)
+
+
+def states_of(config: EnvConfig, record: dict[str, Any], tape: Tape) -> tuple[str, list[np.ndarray]]:
+    """What a new simulator goes through, at the reset and after every decision: its fingerprint, and all of it."""
+    chunks, start = [int(n) for n in tape.chunks], 0
+    vector = SimVector([config], max_chunk=max(chunks))
+    states, told = [], States(list(vector.env_spec.privileged))
+    try:
+        vector.send_reset(0, record["task"], record["seed"])
+        for n in (0, *chunks):
+            if n:
+                vector.send_step(0, tape.actions[start : start + n])
+            vector.wait()
+            arrival = vector.take(0)
+            assert arrival.obs is not None, arrival.failure
+            states.append(initial_state(arrival.obs))
+            told.add(arrival.obs)
+            start += n
+        return str(told), states
+    finally:
+        vector.close()
+
+
 @pytest.mark.sim
 def test_lift_repeats_itself_to_the_bit(tmp_path: Path) -> None:
     """With a camera in the video that the policy never saw."""
-    vector, config = SimVector([LIFT]), replace(LIFT, video={"agentview": (32, 32)})
-    try:
-        policy = make_policy("gaussian", vector.env_spec)
-        episodes = Episodes(vector, policy, [(vector.tasks[0], seed) for seed in (3, 4)], greedy=False)
-        records = episodes.run()
-        write_environment(tmp_path, config, vector.env_spec)
-    finally:
-        vector.close()
-    write_records(tmp_path, records, {})
-    write_tapes(tmp_path, episodes.tapes)
+    played(LIFT, tmp_path, seeds=(3, 4))
+    write_environment(tmp_path, replace(LIFT, video={"agentview": (32, 32)}), read_environment(tmp_path)[1])
     assert len({read_tape(tmp_path, k).states for k in range(2)}) == 2
     found = replay(ReplayRun(f"{tmp_path}:1"))
     assert Path(found["video"]).stat().st_size > 500
+
+
+@pytest.mark.sim
+def test_libero_repeats_itself_to_the_bit(
+    tmp_path: Path, libero: EnvConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line; and without pictures, by states that are seen to change."""
+    played(libero, tmp_path, seeds=(3,))
+    (record,) = rows(tmp_path)
+    assert launch.main(["replay", f"{tmp_path}:0", f"out={tmp_path / 'again.mp4'}"]) == 0
+    assert f"the same {record['length']} steps, to the bit" in capsys.readouterr().out
+    assert len(imageio.mimread(tmp_path / "again.mp4", memtest=False)) == record["length"] + 1
+    tape = read_tape(tmp_path, 0)
+    told, states = states_of(replace(libero, sim={**libero.sim, "cameras": {}}), record, tape)
+    assert told == tape.states
+    assert states[0].tobytes() == tape.initial.tobytes()
+    assert len({s.tobytes() for s in states}) == len(tape.chunks) + 1
