@@ -189,12 +189,16 @@ def _tree(verb: str, words: list[str], dry: bool) -> dict[str, Any]:
     if dry:
         print(dump(tree), end="")
         return {}
-    if address := tree.get("ray_address"):
-        from rl.access import demand_token
-
-        if warning := demand_token(address, os.environ, Path.home()):
-            print(warning, file=sys.stderr)
+    _show_token(tree.get("ray_address", ""))
     return _with_origin(tree, verb, "python launch.py " + " ".join([verb, *words]))
+
+
+def _show_token(address: str) -> None:
+    """Switch Ray's token authentication on, before Ray is imported, if the cluster is not on this machine."""
+    from rl.access import demand_token
+
+    if address and (warning := demand_token(address, os.environ, Path.home())):
+        print(warning, file=sys.stderr)
 
 
 def _goes(words: list[str]) -> bool:
@@ -327,6 +331,7 @@ def _plan(words: list[str]) -> list[str]:
     from rl.planning import advise, complete, machine, measure, split
 
     figures, address, rest = split(words)
+    _show_token(address)
     there, costs = machine(figures, address), None
     if not complete(figures):
         from configs.load import load
