@@ -1,8 +1,9 @@
 """From one configuration group to what each kind of cluster reads: a Slurm script, a KubeRay job, a `ray up` file.
 
 `launch.py finetune cluster=slurm ...` writes the files into `<out>/cluster/` and says how to hand them in. Inside the
-cluster the same command runs with `cluster=attached`; nothing else differs. Every kind switches Ray's token
-authentication on. Simulators run on nodes with the custom resource `simulators`, learners on those with `learner`.
+cluster the same command runs with `cluster=attached`, after the words that the configuration asks for, so that
+simulators run on nodes with the custom resource `simulators`, learners on those with `learner` (rl/placement.py).
+Every kind switches Ray's token authentication on.
 """
 
 import json
@@ -42,6 +43,11 @@ class NodeGroup:
 class Cluster(Protocol):
     """What can be written down and handed in."""
 
+    @property
+    def asks(self) -> Mapping[str, Sequence[str]]:
+        """Verb -> words that its command begins with, so that processes go to the nodes that are meant for them."""
+        ...
+
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """File name -> content; the first one is handed in."""
         ...
@@ -57,6 +63,7 @@ class Existing:
 
     address: str  # of the dashboard, e.g. http://head:8265
     exclude: Sequence[str] = ("runs", ".venv", ".venvs", ".git")
+    asks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """The runtime environment of the job."""
@@ -80,6 +87,7 @@ class Slurm:
     account: str = ""
     setup: Sequence[str] = ()  # lines before anything else, e.g. `module load cuda`
     options: Sequence[str] = ()  # further #SBATCH options
+    asks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """The script."""
@@ -110,6 +118,7 @@ class KubeRay:
     namespace: str = "default"
     shm_gib: int = 8
     claim: str = ""  # a PersistentVolumeClaim mounted at runs/, for checkpoints that outlive the job
+    asks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """The manifest."""
@@ -185,6 +194,7 @@ class RayUp:
     groups: Sequence[NodeGroup] = ()
     idle_minutes: int = 10  # before autoscaling gives a node back
     shm_gib: int = 8
+    asks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """The cluster file."""
@@ -238,7 +248,7 @@ def render(
     """The files of a run's cluster in `out/cluster`, path -> content, and the commands that hand them in."""
     inside = [w for w in words if w.split("=")[0].split(".")[0] != "cluster"]
     python = "python" if isinstance(cluster, Existing) else ".venv/bin/python"
-    command = [python, "launch.py", verb, *inside, ATTACHED]
+    command = [python, "launch.py", verb, *cluster.asks.get(verb, ()), *inside, ATTACHED]
     name, folder = f"temper-{out.name}", out / "cluster"
     texts = {str(folder / file): text for file, text in cluster.files(name, command).items()}
     if write:

@@ -27,6 +27,7 @@ from pretrained.checkpoint import load_policy
 from rl.border import Border
 from rl.finetune import FinetuneRun, Iteration, Start, make_algo, needs_of
 from rl.ledger import Flights
+from rl.placement import learner_gpus, reserve
 from rl.plain import collected, start_ray
 from rl.rollout import Weights, get_weights, put_weights
 from rl.shells import SPACE, Held, PolicyModule, Runner, ShellLearner
@@ -251,6 +252,11 @@ class _Config(AlgorithmConfig):
     def get_default_learner_class(self) -> type[TorchLearner]:
         return ShellLearner
 
+    def build_learner_group(self, **kwargs: Any) -> Any:  # also after a loss, when the bundles are gone, too
+        run: FinetuneRun = self.env_config["run"]
+        group = reserve(run) if run.num_learners else None
+        return super().build_learner_group(**{**kwargs, "placement_group": group})
+
 
 def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
     module = RLModuleSpec(
@@ -274,11 +280,14 @@ def _config(run: FinetuneRun, start: Start, plan: Any) -> AlgorithmConfig:
             num_env_runners=run.num_workers,
             create_local_env_runner=False,
             sample_timeout_s=run.sample_timeout_s,
+            custom_resources_per_env_runner=dict(run.worker_resources),
         )
         .learners(
             learner_class=ShellLearner,
             num_learners=run.num_learners,
-            num_gpus_per_learner=int(run.device.startswith("cuda") and run.num_learners > 0),
+            num_cpus_per_learner=1,
+            num_gpus_per_learner=learner_gpus(run),
+            custom_resources_per_learner=dict(run.learner_resources),
         )
         .rl_module(rl_module_spec=module)
         .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)

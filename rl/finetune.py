@@ -55,6 +55,8 @@ class FinetuneRun:
     num_workers: int = 1
     envs_per_worker: int = 8
     num_learners: int = 0  # 0: the learner lives in the driver
+    worker_resources: Mapping[str, float] = field(default_factory=dict)  # custom ones of Ray, of each rollout worker
+    learner_resources: Mapping[str, float] = field(default_factory=dict)  # likewise; of a learner that is an actor
     decisions: int = 32  # T
     iterations: int | None = None
     max_env_steps: int | None = None

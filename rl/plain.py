@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from rl.border import Border
 from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.ledger import Flights
+from rl.placement import seats
 from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_numpy, to_torch
 from rl.throughput import segment_metrics
 from rl.types import Segment, join
@@ -42,7 +43,7 @@ def start_ray(run: FinetuneRun) -> None:
     for tries_left in (2, 1, 0):
         try:
             ray.init(
-                address="local",  # not one that happens to run on this machine
+                address="local",  # not one that happens to run on this machine, or that RAY_ADDRESS names
                 num_cpus=cpus,
                 include_dashboard=run.dashboard,
                 runtime_env=environment,
@@ -151,7 +152,7 @@ class PlainEngine:
             self._seat(i, start.border(i))
         self.empty = 0
         self.ahead: dict[int, Any] = {}  # with max_lag: what is being collected while the learner learns
-        self._wait_for(min(run.num_workers, max(1, int(ray.cluster_resources().get("CPU", 0)))))
+        self._wait_for(min(run.num_workers, max(1, seats(run))))
 
     @property
     def workers(self) -> list[Any]:
@@ -214,7 +215,9 @@ class PlainEngine:
         old = self.seats[i] if i < len(self.seats) else None
         if border is not None:
             self.flights.carry(i, len(border["episodes"]))
-        actor = _Worker.remote(self.plan, i, self.hired[i], border)
+        worker: Any = _Worker
+        hire = worker.options(resources=dict(self.run.worker_resources))
+        actor = hire.remote(self.plan, i, self.hired[i], border)
         self.hired[i] += 1
         seat = _Seat(actor, actor.up.remote(), since=time.monotonic())
         if old is None:

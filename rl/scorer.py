@@ -71,7 +71,7 @@ class LocalScorer:
 
 
 class RemoteScorer:
-    """In a Ray actor on the learner's node; a dead one is replaced `restarts` times, then there is none."""
+    """In a Ray actor beside the learner (rl/placement.py); replaced `restarts` times if it dies, then there is none."""
 
     def __init__(
         self, node: Mapping[str, Any], *, num_gpus: float, restarts: int, timeout_s: float, batch: int
@@ -85,9 +85,12 @@ class RemoteScorer:
         """Send the question; returns at once."""
         import ray
 
+        from rl.placement import beside
+
         if self.actor is None and self.left > 0:
             self.left -= 1
-            self.actor = ray.remote(Judging).options(num_cpus=0, num_gpus=self.num_gpus).remote(self.node, self.batch)
+            options = {"num_cpus": 0, "num_gpus": self.num_gpus, "scheduling_strategy": beside()}
+            self.actor = ray.remote(Judging).options(**options).remote(self.node, self.batch)
         self.reference = self.actor.scores.remote(frames, list(texts)) if self.actor is not None else None
 
     def answer(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,26 @@ def test_jobs_leave_out_what_is_large(clusters: dict[str, Any], tmp_path: Path) 
     texts, commands = render(clusters["existing"], verb="sweep", words=["cluster=existing", "a=1"], out=tmp_path / "s")
     assert {"/runs", "/.venv", "/.git"} <= set(yaml.safe_load(next(iter(texts.values())))["excludes"])
     assert commands[0][-5:] == ["python", "launch.py", "sweep", "a=1", "cluster=attached"]
+
+
+@pytest.mark.parametrize("name", ["cloud", "kuberay"])
+def test_processes_go_to_the_nodes_that_are_meant_for_them(clusters: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """What is asked for exists on some group of nodes, the command takes it, and the user's words win."""
+    offered = {r for g in clusters[name].groups for r in g.resources}
+
+    def inside(verb: str, *words: str) -> dict[str, Any]:
+        texts, commands = render(clusters[name], verb=verb, words=[f"cluster={name}", *words], out=tmp_path / "run")
+        command = yaml.safe_load(next(iter(texts.values())))["spec"]["entrypoint"] if name == "kuberay" else ""
+        given = shlex.split(command or commands[-1][-1].partition("RAY_AUTH_MODE=token ")[2])
+        assert given[1:3] == ["launch.py", verb]
+        return load(verb, given[3:])
+
+    run = inside("finetune", "env=toy", "num_learners=2")
+    assert set(run["worker_resources"]) | set(run["learner_resources"]) == offered == {"simulators", "learner"}
+    assert run["num_learners"] == 2
+    assert inside("finetune", "env=toy")["num_learners"] == 1
+    assert inside("sweep", "env=toy")["resources"] == {"simulators": 1}
+    assert "resources" not in inside("evaluate", "env=toy")
 
 
 def test_words_of_a_shell_stay_words() -> None:

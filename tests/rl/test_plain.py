@@ -19,6 +19,7 @@ def test_ray_that_is_slow_to_start_is_tried_again(monkeypatch: Any, failures: in
     calls: list[int] = []
 
     def init(**kwargs: Any) -> None:
+        assert kwargs["address"] == "local"  # whatever else runs here, and whatever RAY_ADDRESS says
         calls.append(kwargs["num_cpus"])
         if len(calls) <= failures:
             raise Exception(message or SLOW)
