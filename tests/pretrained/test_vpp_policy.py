@@ -80,6 +80,43 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+# --- without foresight ---
+
+PLAIN = {"_target_": "pretrained.vpp.plain.Patches", "text": "tiny", "size": [16, 16], "patch": 4, "frames": 3}
+
+
+def test_patches_take_the_place_of_the_video_model_and_of_nothing_else() -> None:
+    plain, full = make(video=PLAIN), make()
+    x, y = plain.encode(observe()), full.encode(observe())
+    assert {k: (v.shape, v.dtype) for k, v in x.items()} == {k: (v.shape, v.dtype) for k, v in y.items()}
+    assert torch.equal(x["goal"], y["goal"])
+    weights = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (plain, full)]
+    assert {n for n in weights[0] if weights[0][n] != weights[1].get(n)} == {"encoder.former.project.0.weight"}
+    assert weights[0].keys() == weights[1].keys()
+    decision, _ = plain.act(x, {}, generator(), greedy=True)
+    assert decision.chunk.shape == (3, 4, 3)
+
+
+def test_patches_know_their_place_and_their_picture() -> None:
+    plain = make(video=PLAIN).encoder.video
+    image = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    image[0, 4:8, 8:12] = 255
+    patches = plain.patches(image)
+    assert patches.shape == (1, 16, plain.channels)
+    white = patches[0, :, :48].mean(1)
+    assert white.argmax() == 1 * 4 + 2
+    assert white.tolist() == [1.0 if i == 6 else -1.0 for i in range(16)]
+    assert len(torch.unique(patches[0, :, 48:], dim=0)) == 16
+    maps, _ = plain.foresee({"a": image, "b": image}, ["go"], torch.zeros(1))
+    assert maps.shape == (1, 3, 32, plain.channels)
+    assert plain.patches(torch.zeros(2, 12, 12, 3, dtype=torch.uint8)).shape == (2, 16, plain.channels)
+
+
+def test_patches_that_do_not_fill_the_picture_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"patch = 5 and frames = 3: expected patches that divide size \[16, 16\]"):
+        make(video={**PLAIN, "patch": 5})
+
+
 # --- features ---
 
 
