@@ -2,9 +2,10 @@
 
     python -m pretrained.genima.judge runs/painter runs/demos/held_out_tiles.hdf5 --steps 1
 
-A sphere is the middle of the pixels of its colour that differ from the scene; it counts where the true target shows at
-least `least` such pixels. `--against` names tiles of the same demonstrations, rendered with another --horizon: with 1,
-it says how far off one would be if nothing moved.
+A sphere is the middle of the pixels of its hue that differ from the scene; it counts where the true target shows at
+least `least` such pixels. Hues are compared, not colours, because a blurred picture mixes stripes with black, and edges
+with what is around, and neither changes the hue of a colour over black, grey or white. `--against` names tiles of the
+same demonstrations, rendered with another --horizon: with 1, it says how far off one would be if nothing moved.
 """
 
 import argparse
@@ -25,17 +26,24 @@ from pretrained.genima.tiles import tile_name, untile
 from pretrained.progress import Bar
 
 SPHERES = {"base": (BASE,), "elbow": (ELBOW,), "wrist": (WRIST,), "gripper": (GRIPPER_OPEN, GRIPPER_CLOSED)}
-LIKE = 90.0  # distance in RGB (Euclidean) within which a pixel has a sphere's colour
-NEW = 30.0  # and beyond which it differs from the scene
+LIKE = 0.8  # cosine of the angle within which two hues are alike
+FULL = 0.25  # least saturation, of the colour's own
+NEW = 30.0  # distance in RGB (Euclidean) beyond which a pixel differs from the scene
 LEAST = 6  # pixels
 
 
 def coloured(picture: np.ndarray, scene: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """bool [..., Y, X]: has one of the colours, and the scene has another there."""
+    """bool [..., Y, X]: has the hue of one of the colours, and differs from the scene."""
     there = picture.astype(np.float32)
     new = np.linalg.norm(there - scene.astype(np.float32), axis=-1) > NEW
-    like = [np.linalg.norm(there - np.array(colour, np.float32), axis=-1) < LIKE for colour in colours]
-    return new & np.any(like, axis=0)
+    hue = there - there.mean(-1, keepdims=True)
+    size, like = np.linalg.norm(hue, axis=-1), np.zeros_like(new)
+    for colour in colours:
+        wanted = np.asarray(colour, dtype=np.float32)
+        wanted = wanted - wanted.mean()
+        norm = float(np.linalg.norm(wanted))
+        like |= (hue @ wanted > LIKE * norm * size) & (size > FULL * norm)
+    return new & like
 
 
 def middle(mask: np.ndarray) -> np.ndarray:

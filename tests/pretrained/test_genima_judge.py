@@ -14,7 +14,7 @@ from pretrained.checkpoint import save
 from pretrained.genima.judge import compare, grip_agrees, judge, main
 from pretrained.genima.painter import TargetPainter
 from pretrained.genima.render import render
-from pretrained.genima.spheres import ELBOW, GRIPPER_CLOSED, GRIPPER_OPEN
+from pretrained.genima.spheres import BASE, ELBOW, GRIPPER_CLOSED, GRIPPER_OPEN, WRIST
 from tests.pretrained.test_genima_render import demos, run
 
 SCENE = np.full((2, 32, 32, 3), 120, dtype=np.uint8)
@@ -30,8 +30,13 @@ def test_a_known_shift_is_found() -> None:
     errors = compare(dotted(13, 14, ELBOW), dotted(10, 10, ELBOW), SCENE)
     assert list(errors) == ["elbow"]
     assert errors["elbow"] == pytest.approx([5.0, 5.0])
-    paler = np.clip(np.int32(ELBOW) + 25, 0, 255)
-    assert compare(dotted(10, 10, tuple(paler)), dotted(10, 10, ELBOW), SCENE)["elbow"] == pytest.approx([0, 0])
+    for share, over in ((0.5, 0), (0.4, 200), (0.4, 120)):  # blurred with black, white and grey
+        red, green, blue = (round(share * c + (1 - share) * over) for c in ELBOW)
+        assert compare(dotted(10, 10, (red, green, blue)), dotted(10, 10, ELBOW), SCENE)["elbow"] == pytest.approx(
+            [0, 0]
+        )
+    for other in (GRIPPER_OPEN, GRIPPER_CLOSED, BASE, WRIST, (0, 0, 0), (255, 255, 255)):
+        assert np.isnan(compare(dotted(10, 10, other), dotted(10, 10, ELBOW), SCENE)["elbow"]).all(), other
 
 
 def test_what_is_not_painted_is_not_found() -> None:
