@@ -22,6 +22,8 @@ from rl.ledger import account, read
 from tests.chaos.processes import commands, family, gone, harm, members
 
 ROOT = Path(__file__).resolve().parents[2]
+BLINK_S = 3.0  # a look at the processes that takes longer was interrupted: the machine was halted
+PATIENCE_S = 300.0  # until a run that is late is called lost
 BUDGET_S = {"environment": 30.0, "worker": 60.0, "learner": 300.0, "driver": 300.0, "disk": 300.0, "node": 60.0}
 
 
@@ -32,9 +34,10 @@ class Strike:
     kind: str
     how: str
     engine: str
-    recovery_s: float | None  # None: it did not come back within its budget
+    recovery_s: float | None  # None: it did not come back
     by_command: bool  # the run had ended, and went on by the same command
     wrong: list[str] = field(default_factory=list)  # what the audit found afterwards
+    load: float = 0.0  # processes that wanted a core, on average of the last minute
 
 
 @dataclass
@@ -49,6 +52,7 @@ class Chaos:
     driver: Any = None
     finished: dict[str, Any] | None = None  # what `finish` returned
     left: dict[int, str] = field(default_factory=dict)  # processes of drivers that were killed: they must go, too
+    absent_s: float = 0.0  # that this process itself did not run, as on a machine that is halted
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -73,16 +77,23 @@ class Chaos:
 
     def wait(self, what: Callable[[], Any], within_s: float) -> bool:
         """Until something is so, or the driver ends, or the time is over."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
+        deadline = self.now() + within_s
+        while self.now() < deadline:
+            began = time.monotonic()
             if what():
                 return True
             if self.driver.poll() is not None:
                 return bool(what())
             time.sleep(0.05)
+            gap = time.monotonic() - began
+            self.absent_s += gap if gap > BLINK_S else 0.0
         return False
 
-    def ready(self, within_s: float = 240.0) -> None:
+    def now(self) -> float:
+        """Seconds on a clock that stands still while this process does not run."""
+        return time.monotonic() - self.absent_s
+
+    def ready(self, within_s: float = 600.0) -> None:
         """Wait for the next finished round."""
         before = self.rounds()
         assert self.wait(lambda: self.rounds() > before, within_s), self.last_words()
@@ -105,7 +116,7 @@ class Chaos:
         there = members(self.driver.pid, "environment")
         assert there, self.last_words()
         victims = self.random.sample(sorted(there), min(count, len(there)))
-        began, done = time.monotonic(), []
+        began, done = self.now(), []
         for pid in victims:
             how = hows or self.random.choice(["kill", "stop"])
             if harm(pid, how):
@@ -115,9 +126,9 @@ class Chaos:
             now = members(self.driver.pid, "environment")
             return len(now) >= len(there) and not set(now) & {p for p, _ in done}
 
-        came = self.wait(back, BUDGET_S["environment"])
-        if came:
-            self.ready(BUDGET_S["environment"])
+        came = self.wait(back, PATIENCE_S)
+        before = self.rounds()
+        came = came and self.wait(lambda: self.rounds() > before, PATIENCE_S)
         self._note("environment", [how for _, how in done], began, came)
 
     def workers(self, count: int) -> None:
@@ -144,16 +155,16 @@ class Chaos:
             harm(self.driver.pid, "kill")
         self.driver.wait()
         self.left |= there
-        began = time.monotonic()
+        began = self.now()
         mark = len(self.ledger)
         self.start()
-        came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), BUDGET_S["driver"])
+        came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), PATIENCE_S)
         self._note("driver", [how], began, came)
 
     def fill_disk(self) -> None:
         """Fill the disk under the run's folder; once the run has ended, free it and give the same command again."""
         self.pause()
-        filler, began = self.out.parent / "filler", time.monotonic()
+        filler, began = self.out.parent / "filler", self.now()
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as f:
             while f.write(b"x" * 4096):
                 pass
@@ -162,7 +173,7 @@ class Chaos:
         clear = "give the same command again" in self.last_words()
         mark = len(self.ledger)
         self.start()
-        came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), BUDGET_S["disk"])
+        came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), PATIENCE_S)
         self._note("disk", ["full"], began, came and ended and clear)
 
     def _actors(self, kind: str, count: int, back: Callable[[set[int]], bool]) -> None:
@@ -170,12 +181,12 @@ class Chaos:
         self._mark = len(self.ledger)
         there = members(self.driver.pid, kind)
         assert there, f"no {kind} to be found: {sorted(family(self.driver.pid).values())}"
-        began, done = time.monotonic(), []
+        began, done = self.now(), []
         for pid in self.random.sample(sorted(there), min(count, len(there))):
             how = self.random.choice(["kill", "stop"])
             if harm(pid, how):
                 done.append((pid, how))
-        came = self.wait(lambda: back({p for p, _ in done}), BUDGET_S[kind])
+        came = self.wait(lambda: back({p for p, _ in done}), PATIENCE_S)
         self._note(kind, [how for _, how in done], began, came)
 
     def _full_fleet(self, victims: set[int]) -> bool:
@@ -194,11 +205,11 @@ class Chaos:
         if not came and self.driver.poll() is not None:  # it gave up, as it says it would: the same command goes on
             again, mark = True, len(self.ledger)
             self.start()
-            came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), BUDGET_S["driver"])
-        took = round(time.monotonic() - began, 2) if came else None
+            came = self.wait(lambda: any(r["event"] == "iteration" for r in self.ledger[mark:]), PATIENCE_S)
+        took = round(self.now() - began, 2) if came else None
         wrong = self.check()
         for how in hows:
-            self.strikes.append(Strike(kind, how, self.settings["engine"], took, again, wrong))
+            self.strikes.append(Strike(kind, how, self.settings["engine"], took, again, wrong, os.getloadavg()[0]))
 
     def check(self) -> list[str]:
         """What the audit finds; asked again a few times, as the run goes on while its files are read."""
