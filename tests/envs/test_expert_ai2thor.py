@@ -78,7 +78,7 @@ def test_noise_while_it_grasps_is_a_pickup_too_soon_or_a_small_shift() -> None:
         asked = Ai2thorExpert(task="PickupType", noise=1.0, seed=0)
         asked.reset(observe({"route": []}))
         asked.act(observe(**over))
-        assert name(asked.act(observe(**over, **state))) == wanted
+        assert name(asked.act(observe(None, **over, **state))) == wanted
 
 
 def test_headings_may_miss_by_little() -> None:

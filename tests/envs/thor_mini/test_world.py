@@ -192,8 +192,9 @@ def test_clearances_are_those_of_every_point_of_the_arm_from_everything():
     """Whatever is looked at together, or left out as far away: as each pose by itself, point by point, to the bit."""
     world, rng, near = make_world(), np.random.default_rng(0), 0
     for _ in range(40):
-        base = Base(*rng.uniform((0.5, 0.5), (7.5, 3.5)), float(rng.uniform(0, 360)))
-        arms = [Arm(*rng.uniform((0, 0, -260), (1.1, 0.52, 75))) for _ in range(3)] + [Arm(0.5, 0.0), Arm(0.5, 0.06)]
+        base = Base(*rng.uniform((0.5, 0.5, 0), (7.5, 3.5, 360)).tolist())
+        drawn = rng.uniform((0, 0, -260), (1.1, 0.52, 75), (3, 3)).tolist()
+        arms = [*(Arm(*joints) for joints in drawn), Arm(0.5, 0.0), Arm(0.5, 0.06)]
         poses = [(base, arm) for arm in arms]
         points, ends = outlines(poses)
         clear, names = world._arm_clearance(poses)
