@@ -139,7 +139,10 @@ def main() -> None:
     if not args.no_write:
         write_results(results)
         threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
-        command = f"Command: `python -m benchmarks.serve --rounds {args.rounds} --device {args.device}`, {threads}."
+        ways = "" if args.ways == list(WAYS) else f" --ways {' '.join(args.ways)}"
+        command = (
+            f"Command: `python -m benchmarks.serve --rounds {args.rounds} --device {args.device}{ways}`, {threads}."
+        )
         write_section("serve", f"## Waiting for VPP\n\n{hardware()}\n\n{text}\n\n{command}")
 
 
