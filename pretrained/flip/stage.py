@@ -4,6 +4,7 @@ Demonstrations come from shards of tracks through `pretrained.demos.clips.TrackR
 so there are no actions.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class Flip:
         jitter: float = JITTER,
         decoder_only: bool = True,
         text_weight: float = 0.0,
+        remember: int = 0,
     ) -> None:
         raise ValueError("FLIP has no policy to train; name a module: stage=flow, video, value or vae")
 
@@ -120,9 +122,14 @@ class VideoStage(nn.Module):
         length: int = 32,
         fewest: int = FEWEST,
         jitter: float = JITTER,
+        remember: int = 0,
     ) -> None:
+        """`remember`: pictures whose latents are kept, since every picture comes again in each epoch, in many clips."""
         super().__init__()
-        self.spec, self.fewest, self.jitter = PolicySpec.of(env), fewest, jitter
+        if remember < 0:
+            raise ValueError(f"remember = {remember} pictures, expected 0 or more")
+        self.spec, self.fewest, self.jitter, self.remember = PolicySpec.of(env), fewest, jitter, remember
+        self._known: dict[bytes, tuple[Tensor, Tensor]] = {}  # of a picture, mean and deviation of its latents
         self.encoder = text_encoder(text, length=length)
         self.video: VideoModel = build({"text_dim": self.encoder.dim, **video})
         self.vae: Autoencoder = build(vae).requires_grad_(False)
@@ -146,7 +153,19 @@ class VideoStage(nn.Module):
                 f"clips hold {behind.shape[1]} pictures behind their first, the video model makes {self.video.frames}; "
                 "set its horizon, or write a shard of other clips"
             )
-        return self.vae.encode(torch.cat([seen, behind], 1), rng)
+        pictures = torch.cat([seen, behind], 1)
+        if not self.remember:
+            return self.vae.encode(pictures, rng)
+        flat = pictures.flatten(0, 1)
+        grey = (255 * flat).round().byte().cpu().numpy()
+        keys = [hashlib.blake2b(p.tobytes(), digest_size=16).digest() for p in grey]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        found: dict[bytes, tuple[Tensor, Tensor]] = {}
+        if new:
+            found = dict(zip(new, zip(*self.vae.moments(flat[list(new.values())]), strict=True), strict=True))
+        mean, std = (torch.stack([(found.get(k) or self._known[k])[i] for k in keys]) for i in (0, 1))
+        self._known |= dict(list(found.items())[: max(0, self.remember - len(self._known))])
+        return self.vae.drawn(mean, std, rng).unflatten(0, pictures.shape[:2])
 
     def forward(self, demo: DemoBatch, rng: torch.Generator) -> tuple[Tensor, Metrics]:
         """`imitation_loss`."""

@@ -39,18 +39,23 @@ class Autoencoder(nn.Module):
 
     def encode(self, pictures: Tensor, rng: Rng | None = None) -> Tensor:
         """The mean of the latents, or with `rng` a sample of them."""
+        mean, std = self.moments(pictures)
+        return self.drawn(mean, std, rng).unflatten(0, pictures.shape[:-3])
+
+    def moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of all pictures in a row [M, 4, Y/8, X/8], before scaling."""
         check_range(pictures)
         if pictures.shape[-2] % self.factor or pictures.shape[-1] % self.factor:
             raise ValueError(
                 f"pictures of {pictures.shape[-2]}x{pictures.shape[-1]} do not divide by {self.factor}, which the "
                 "autoencoder makes them smaller by; resize them"
             )
-        flat = ((pictures - self.mean) / self.std).flatten(0, -4)
-        found = self.model.encode(flat).latent_dist
-        latents = found.mean
-        if rng is not None:
-            latents = latents + found.std * randn(latents.shape, rng, latents.device)
-        return (self.scale * latents).unflatten(0, pictures.shape[:-3])
+        found = self.model.encode(((pictures - self.mean) / self.std).flatten(0, -4)).latent_dist
+        return found.mean, found.std
+
+    def drawn(self, mean: Tensor, std: Tensor, rng: Rng | None) -> Tensor:
+        """Scaled latents [M, ...] from their `moments`; the mean without `rng`."""
+        return self.scale * (mean if rng is None else mean + std * randn(mean.shape, rng, mean.device))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, clipped to [0, 1]. Raises ValueError if latents are not finite."""

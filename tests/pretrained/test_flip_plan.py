@@ -100,7 +100,8 @@ def test_modules_are_measured(run: PlanRun, capsys: pytest.CaptureFixture[str]) 
     assert out["flow"]["still"] == {"ade": [6.0] * 3, "ltdr": [pytest.approx((0.0 + 0.2 + 0.6) / 3, abs=1e-4)] * 3}
     assert 0 < out["flow"]["mean_motion"]["ade"][0] < 6  # the other episode moves likewise
     assert out["flow"]["drawn"]["ade"][0] > 0
-    assert set(out["video"]) == {"true_tracks", "drawn_tracks", "autoencoder", "copy"}
+    assert set(out["video"]) == {"true_tracks", "drawn_tracks", "autoencoder", "copy", "whole"}
+    assert out["video"]["whole"]["copy"][0] > out["video"]["copy"][0]  # most pixels stand still
     assert 0 < out["video"]["copy"][0] < 20
     assert (out["value"]["successes"], out["value"]["failures"], out["value"]["auroc"]) == (1, 0, None)
     assert out["value_of_others"]["successes"] == 2

@@ -12,7 +12,7 @@ import torch
 from pretrained import checkpoint
 from pretrained.demos.clips import TRACKS, TrackReader
 from pretrained.demos.tracks import TrackedEpisode, write
-from pretrained.flip.stage import Flip, FlowStage, ValueStage
+from pretrained.flip.stage import Flip, FlowStage, ValueStage, VideoStage
 from pretrained.flip.vae import Autoencoder
 from pretrained.imitate import ImitateRun, imitate
 
@@ -104,6 +104,30 @@ def test_windows_hold_history_future_and_tracks(tmp_path: Path) -> None:
         moving = flow[row, (flow[row, :, -1] - flow[row, :, 0]).norm(dim=-1) > 0, 0].long()
         assert len(moving)
         assert bool((frames[row, 2, moving[:, 1], moving[:, 0]] == 200).all())
+
+
+@pytest.mark.skipif(not HAVE_DIFFUSERS, reason="diffusers is not installed")
+def test_remembered_latents_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = TrackReader(paths=shard(tmp_path / "shard"), history=2)
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"video": NODE["video"], "vae": NODE["vae"], "text": "words:12", "length": 8}
+    stage = VideoStage(env=reader.env, remember=24, **options)
+    plain = VideoStage(env=reader.env, **options)
+    plain.load_state_dict(stage.state_dict())
+    demo = reader.batch([0, 1, 20])
+    expected = plain.clips(demo, torch.Generator().manual_seed(1))
+    for _ in range(2):
+        torch.testing.assert_close(stage.clips(demo, torch.Generator().manual_seed(1)), expected, atol=1e-5, rtol=1e-5)
+    assert len(stage._known) == len(
+        {p.tobytes() for p in torch.as_tensor(demo.obs.images["scene"]).flatten(0, 1).numpy()}
+    )
+    monkeypatch.setattr(stage.vae, "moments", None)  # would fail if it were asked
+    stage.clips(demo, torch.Generator())
+    small = VideoStage(env=reader.env, remember=2, **options)
+    small.clips(demo, torch.Generator())
+    assert len(small._known) == 2
+    with pytest.raises(ValueError, match="remember = -1"):
+        VideoStage(env=reader.env, remember=-1, **options)
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
