@@ -3,9 +3,8 @@
     row i:  send_reset ─► observation ─► decide ─► send_step (a chunk) ─► arrival ─► decide ─► ... T decisions
 
 Rows run at their own pace: whoever has an observation is decided for, in batches of at least `min_ready` rows, while
-the others' simulators go on. Such a batch waits for more rows for a part of the time that deciding takes: simulators
-that are faster than the policy are decided for all at once. With `lockstep` every batch holds all rows, which makes a
-run repeatable to the bit.
+the others' simulators go on. Where simulators are faster than the policy, such a batch waits a moment for more rows.
+With `lockstep` every batch holds all rows, which makes a run repeatable to the bit.
 """
 
 import math
@@ -73,7 +72,7 @@ class Collector:
         n = vector.num_envs
         self.min_ready = n if lockstep else (min_ready or max(1, n // 2))
         self.patient = min_ready is None and not lockstep
-        self.decide_s = 0.0  # of a batch, running mean
+        self.decide_s = self.wait_s = 0.0  # of a batch, and before one; running means
         self.seed = seed
         self.history = History(vector, policy.spec.history)
         self.memory = policy.initial_memory(n)
@@ -108,19 +107,20 @@ class Collector:
         fill.memory = {k: v.clone() for k, v in self.memory.items()}
         for episode in self.episodes:
             episode.first = 0
-        t, patience = [0] * n, 0.0
+        t, patience, idle = [0] * n, 0.0, 0.0
         while min(t) < t_end:
             rows = [i for i in range(n) if self.ready[i] and t[i] < t_end]
             unfinished = sum(1 for x in t if x < t_end)
             enough = len(rows) >= min(self.min_ready, unfinished)
             if enough and (len(rows) == unfinished or patience <= 0):
                 self._decide(rows, t, fill)
-                patience = PATIENCE * self.decide_s if self.patient else 0.0
+                self.wait_s, idle = _mean(self.wait_s, idle), 0.0
+                patience = PATIENCE * self.decide_s if self.patient and self.wait_s < PATIENCE * self.decide_s else 0.0
                 continue
             before = time.perf_counter()
             arrived = self.vector.wait(patience if enough else math.inf)
             spent = time.perf_counter() - before
-            waited += spent
+            waited, idle = waited + spent, idle + spent
             patience -= spent if enough else 0.0
             for i in arrived:
                 self._arrive(i, t, fill, version)
@@ -182,7 +182,7 @@ class Collector:
         chunk = decision.chunk.double().numpy()
         spent = time.perf_counter() - before
         fill.policy_s += spent
-        self.decide_s += (0.1 if self.decide_s else 1.0) * (spent - self.decide_s)
+        self.decide_s = _mean(self.decide_s, spent)
         for row, i in enumerate(rows):
             self.ready[i], self.fresh[i] = False, False
             self.sent[i] = chunk[row, : self.policy.spec.execute]
@@ -281,6 +281,11 @@ class Collector:
         rows = [i for i in range(self.vector.num_envs) if not fill.done[i, -1]]
         if rows:
             fill.next_value[rows, -1] = self._value(rows)
+
+
+def _mean(old: float, new: float) -> float:
+    """Of a running mean that starts with its first number."""
+    return old + 0.1 * (new - old) if old else new
 
 
 class _Buffers:
