@@ -103,7 +103,9 @@ class Parts:
 
 
 def join(segments: Sequence[Segment]) -> Segment:
-    """Stack segments of equal T along N; large features become Parts. Raises ValueError if policy versions differ."""
+    """Stack segments of equal T along N; large features become Parts, except hints, which rewards read.
+
+    Raises ValueError if the policy versions differ."""
     versions = sorted({s.version for s in segments})
     if len(versions) != 1:
         raise ValueError(f"segments of policy versions {versions} cannot be joined; expected one version")
@@ -125,7 +127,7 @@ def join(segments: Sequence[Segment]) -> Segment:
         if f.name == "version":
             out[f.name] = first.version
         elif f.name == "features":
-            out[f.name] = {k: kept([v[k] for v in values]) for k in values[0]}
+            out[f.name] = {k: (cat if k.startswith("hint/") else kept)([v[k] for v in values]) for k in values[0]}
         elif f.name == "episodes":
             out[f.name] = [e for v in values for e in v]
         elif f.name == "stats":

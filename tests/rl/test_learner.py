@@ -78,7 +78,11 @@ def test_pictures_of_several_segments_stay_where_they_are(memory: str, monkeypat
     for large in (0, 2**60):
         monkeypatch.setattr(rl.types, "LARGE", large)
         policy = make_policy("gaussian", **options)
-        segment = join([make_segment(policy, n, 4, seed=n) for n in (3, 1, 5)])
+        segments = [make_segment(policy, n, 4, seed=n) for n in (3, 1, 5)]
+        for part in segments:
+            part.features["hint/plan"] = torch.zeros(*part.shape, 2)
+        segment = join(segments)
+        assert isinstance(segment.features.pop("hint/plan"), Tensor)  # rewards read it as a whole
         assert all(isinstance(v, Parts) == (large == 0) for v in segment.features.values())
         learner(policy, lr=1e-3).update(segment)
         learned.append(weights(policy))
