@@ -27,6 +27,9 @@ from envs.wire import Channel, WireClosed, make_slab, map_slab, slab_layout
 ROOT = Path(__file__).resolve().parent.parent
 # One simulator is one thread: parallelism comes from many children.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+# A simulator takes and returns the same big blocks at every step. Kept in the heap, in large pages, they cost neither
+# page faults nor translations: 2 to 5 % of a step of robosuite. Other C libraries than glibc ignore it.
+_MALLOC = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class Child:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         environment = dict(os.environ, **{name: os.environ.get(name, "1") for name in _THREADS})
+        environment.setdefault("GLIBC_TUNABLES", _MALLOC)
         inherited = os.environ.get("PYTHONPATH", "") if self._python == sys.executable else ""
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), inherited]))
         environment.pop("PYTHONHOME", None)  # another interpreter has its own packages; ours must not shine through

@@ -126,6 +126,21 @@ def test_the_final_picture_is_rendered_when_the_episode_ends_inside_a_chunk(vect
     np.testing.assert_array_equal(a.obs.images["top"], last.obs.images["top"])
 
 
+@pytest.mark.parametrize("theirs", ["", "glibc.malloc.tcache_count=3"])
+def test_simulators_keep_big_blocks_unless_the_user_tunes_malloc(
+    vector: Make, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if theirs:
+        monkeypatch.setenv("GLIBC_TUNABLES", theirs)
+    v = vector()
+    reset(v)
+    told = Path(f"/proc/{v.pids()[0]}/environ").read_text()  # the C library cuts its value up where it lies
+    assert "GLIBC_TUNABLES=" in told
+    assert ("tcache_count=3" in told) == bool(theirs)
+    assert ("glibc.malloc.hugetlb=1" in told) == (not theirs)
+
+
 def test_waiting_has_a_limit_if_asked(vector: Make) -> None:
     v = vector(config=toy(wait_ms=1500.0))
     v.send_reset(0, v.tasks[0], 0)
