@@ -1,14 +1,16 @@
 """How much of the simulators' own speed is left: `python -m benchmarks.rollout [--env NAME] [--policy NAME]`.
 
     A  raw      P processes, each stepping its own simulator in chunks of 8, picture after the last; nothing else
-    B  vector   SimVector with P rows, fed random legal chunks
+    B  vector   SimVector with P rows, fed chunks
     C  policy   the same with a policy deciding (rl.collect.Collector): the demo's Gaussian, or a flow of four links
     T  in turn  collection and PPO updates in turn, in one process
     D  loop     a real run with max_lag=1: a Ray worker collects while the learner learns
 
 Blocks of them alternate in one run, each as long as it takes to collect one segment, and the ratios to A are medians
-over the rounds: whatever else the machine does meanwhile slows all alike. From C on policy and learner share the
-processor with the simulators, so these ratios are those of a machine without an accelerator.
+over the rounds: whatever else the machine does meanwhile slows all alike. A and B draw their chunks from those that the
+policy of C sent in a first segment: where an arm goes decides what its camera sees, and so what a picture costs. From C
+on policy and learner share the processor with the simulators, so these ratios are those of a machine without an
+accelerator.
 """
 
 import argparse
@@ -75,18 +77,19 @@ GOALS = {"vector": 0.95, "policy": 0.90, "loop": 0.85}
 # --- A: in a process of its own ---------------------------------------------------------------------------------------
 
 
-def serve_raw(config: EnvConfig, index: int, chunk: int) -> None:
+def serve_raw(config: EnvConfig, index: int, chunk: int, chunks: str) -> None:
     """Read a number of seconds per line, step for that long, answer with steps and seconds; until the input ends."""
     env: Env = build(config.sim)
     rng = np.random.default_rng(index)
+    pool = np.load(chunks) if chunks else np.stack([_random(env.spec, rng, chunk) for _ in range(64)])
     seed = index * 1000
     env.reset(env.spec.tasks[0], seed)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         limit, started, steps = float(line), time.perf_counter(), 0
         while (spent := time.perf_counter() - started) < limit:
-            for j in range(chunk):
-                step = env.step(sample_action(env.spec, rng), render=j == chunk - 1)
+            for j, action in enumerate(pool[rng.integers(len(pool))]):
+                step = env.step(action, render=j == chunk - 1)
                 steps += 1
                 if step.terminated or step.truncated:
                     if not step.obs.images:
@@ -98,12 +101,17 @@ def serve_raw(config: EnvConfig, index: int, chunk: int) -> None:
     os._exit(0)  # some GL libraries crash in their own exit handlers
 
 
-class Raw:
-    """P processes without any channel to the outside but the two lines of a block."""
+def _random(spec: EnvSpec, rng: np.random.Generator, chunk: int) -> np.ndarray:
+    return np.stack([sample_action(spec, rng) for _ in range(chunk)])
 
-    def __init__(self, config: EnvConfig, count: int, chunk: int = CHUNK) -> None:
+
+class Raw:
+    """P processes without any channel to the outside but the two lines of a block; `chunks` is a file [M, H, A] to draw
+    from, and random legal ones are drawn without it."""
+
+    def __init__(self, config: EnvConfig, count: int, chunk: int = CHUNK, chunks: str = "") -> None:
         command = [interpreter(config), "-m", "benchmarks.rollout", "--raw", json.dumps(asdict(config))]
-        command += ["--chunk", str(chunk)]
+        command += ["--chunk", str(chunk), "--chunks", chunks]
         one_thread = {k: "1" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.processes = [
             subprocess.Popen(
@@ -148,10 +156,10 @@ class Raw:
 
 
 class Vector:
-    """Random legal chunks through SimVector; every row is asked again as soon as it has answered."""
+    """Chunks of a pool [M, H, A] through SimVector; every row is asked again as soon as it has answered."""
 
-    def __init__(self, vector: SimVector) -> None:
-        self.vector, self.rng, self.seed = vector, np.random.default_rng(0), 0
+    def __init__(self, vector: SimVector, pool: np.ndarray) -> None:
+        self.vector, self.pool, self.rng, self.seed = vector, pool, np.random.default_rng(0), 0
         for i in range(vector.num_envs):
             self._reset(i)
         waiting = set(range(vector.num_envs))
@@ -162,10 +170,10 @@ class Vector:
 
     def block(self, seconds: float) -> float:
         """Steps per second of all rows together, each over its own time, as in `Raw`."""
-        spec, started = self.vector.env_spec, time.perf_counter()
+        started = time.perf_counter()
         steps, resetting, busy, rate = [0] * self.vector.num_envs, set[int](), set(range(self.vector.num_envs)), 0.0
         for i in busy:
-            self.vector.send_step(i, self._chunk(spec))
+            self.vector.send_step(i, self._chunk())
         while busy:
             for i in self.vector.wait():
                 arrival = self.vector.take(i)
@@ -180,15 +188,15 @@ class Vector:
                     rate += steps[i] / spent
                     busy.discard(i)
                 else:
-                    self.vector.send_step(i, self._chunk(spec))
+                    self.vector.send_step(i, self._chunk())
         return rate
 
     def _reset(self, i: int) -> None:
         self.seed += 1
         self.vector.send_reset(i, self.vector.tasks[0], self.seed)
 
-    def _chunk(self, spec: EnvSpec) -> np.ndarray:
-        return np.stack([sample_action(spec, self.rng) for _ in range(CHUNK)])
+    def _chunk(self) -> np.ndarray:
+        return self.pool[self.rng.integers(len(self.pool))]
 
 
 class InTurn:
@@ -210,6 +218,21 @@ class InTurn:
         spent = time.perf_counter() - started
         return float(segment.duration.sum()) / spent, spent
 
+    def chunks(self) -> np.ndarray:
+        """All chunks [M, H, A] that the policy sends while one segment is collected."""
+        sent: list[np.ndarray] = []
+        vector = self.collector.vector
+        send = vector.send_step
+
+        def noting(i: int, chunk: np.ndarray, *args: Any, **kwargs: Any) -> None:
+            sent.append(np.array(chunk))
+            send(i, chunk, *args, **kwargs)
+
+        vector.send_step = noting
+        self.collect(learn=False)
+        vector.send_step = send
+        return np.stack(sent)
+
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
@@ -220,13 +243,16 @@ def measure(
     """Rounds of all five for about `seconds`; medians of the ratios and of the raw figures."""
     config, node = ENVS[name], POLICIES[policy]
     with contextlib.ExitStack() as stack:
-        raw = Raw(config, count)
-        stack.callback(raw.stop)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         vectors = [SimVector([config] * count, max_chunk=CHUNK) for _ in range(2)]
         for v in vectors:
             stack.callback(v.close)
-        vector, turns = Vector(vectors[0]), InTurn(vectors[1], node, decisions)
-        path, spec = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "policy", vectors[0].env_spec
+        turns = InTurn(vectors[1], node, decisions)
+        pool = turns.chunks()
+        np.save(folder / "chunks.npy", pool)
+        raw, vector = Raw(config, count, chunks=str(folder / "chunks.npy")), Vector(vectors[0], pool)
+        stack.callback(raw.stop)
+        path, spec = folder / "policy", vectors[0].env_spec
         save(path, build(node, env=spec), node=node, env=spec)
         whole = WholeRun(path, config, ALGO, rows=count, decisions=decisions, max_lag=1)
         stack.callback(whole.stop)
@@ -291,10 +317,11 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="only print")
     parser.add_argument("--raw", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--chunks", default="", help=argparse.SUPPRESS)
     parser.add_argument("--chunk", type=int, default=CHUNK, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.raw:
-        serve_raw(EnvConfig(**json.loads(args.raw)), args.index, args.chunk)
+        serve_raw(EnvConfig(**json.loads(args.raw)), args.index, args.chunk, args.chunks)
         return
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     torch.set_num_threads(1)
