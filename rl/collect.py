@@ -10,7 +10,6 @@ With `lockstep` every batch holds all rows, which makes a run repeatable to the 
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from envs.types import Observation
 from envs.vector import Arrival, SimVector
 from pretrained.types import Decision, Features, ObsBatch, Policy
 from rl.history import History
-from rl.types import EpisodeRecord, Proposal, Segment
+from rl.types import EpisodeRecord, Guide, Proposal, Segment
 
 # Initial states are named by seeds. Evaluation uses [0, 1,000,000), training the two thousand million behind them.
 TRAINING_SEEDS = 1_000_000
@@ -69,6 +68,7 @@ class Collector:
             raise ValueError(f"a reward needs {unknown}, which no segment has; expected some of {list(NEEDS)}")
         self.vector, self.policy, self.decisions, self.gamma = vector, policy, decisions, gamma
         self.needs, self.proposal = needs, proposal
+        self.guide = proposal if isinstance(proposal, Guide) else None
         n = vector.num_envs
         self.min_ready = n if lockstep else (min_ready or max(1, n // 2))
         self.patient = min_ready is None and not lockstep
@@ -156,9 +156,8 @@ class Collector:
         draw = int(np.random.SeedSequence([self.seed, i, k // block]).generate_state(1)[0])
         first = TRAINING_SEEDS + draw % 2_000_000_000
         seed = first + -first % block + k % block
-        lead = getattr(getattr(self, "proposal", None), "lead", None)  # of `rl.proposals.start_states`
-        return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}",
-                       lead=lead(seed, self.version) if lead is not None else 0)  # fmt: skip
+        lead = self.guide.lead(seed, self.version) if self.guide else 0
+        return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}", lead=lead)
 
     def _decide(self, rows: list[int], t: list[int], fill: "_Buffers") -> None:
         if led := [i for i in rows if self.episodes[i].lead]:
@@ -190,8 +189,8 @@ class Collector:
 
     def _follow_guide(self, rows: list[int]) -> None:
         """What the guide does is executed and not learned from: the policy's episode begins where it ends."""
-        guide: Any = self.proposal
-        for i, chunk in zip(rows, guide.guide(self.history.batch(rows)), strict=True):
+        assert self.guide is not None
+        for i, chunk in zip(rows, self.guide.guide(self.history.batch(rows)), strict=True):
             self.ready[i], self.sent[i] = False, chunk[: self.policy.spec.execute]
             self.episodes[i].lead -= 1
             self.episodes[i].guided += 1

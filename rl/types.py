@@ -5,14 +5,15 @@ Letters as in `pretrained.types`: [N, T] is N streams of T decisions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pretrained.types import Features, Memory, Metrics, ObsBatch, Policy, Rng
 
-__all__ = ["Algorithm", "Batch", "EpisodeRecord", "Metrics", "Proposal", "Reward", "Segment"]
+__all__ = ["Algorithm", "Batch", "EpisodeRecord", "Guide", "Metrics", "Proposal", "Reward", "Segment"]
 
 
 LARGE = 2**24  # bytes of a feature that is worth leaving where it is
@@ -186,6 +187,19 @@ class Proposal(Protocol):
 
     def __call__(self, obs: ObsBatch, rng: Rng) -> dict[str, Tensor]:
         """Hints [N, ...] from one generator, or one per row."""
+        ...
+
+
+@runtime_checkable
+class Guide(Protocol):
+    """A proposal that also takes the first decisions of some training episodes, which are not learned from."""
+
+    def lead(self, seed: int, version: int) -> int:
+        """How many decisions of the episode of this seed."""
+        ...
+
+    def guide(self, obs: ObsBatch) -> np.ndarray:
+        """Chunks float64 [N, H, A]."""
         ...
 
 
