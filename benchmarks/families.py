@@ -21,7 +21,8 @@ from pretrained.checkpoint import load_learner, merge
 from pretrained.demos.collect import CollectRun, collect
 from pretrained.imitate import ImitateRun, imitate
 from rl.evaluate import EvaluateRun, evaluate
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import finetune
+from rl.run import FinetuneRun
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 GOAL = 0.90  # success after PPO

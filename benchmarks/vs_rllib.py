@@ -86,7 +86,7 @@ def _run(setting: dict[str, Any], folder: Path) -> Any:
     from envs.toy import Toy
     from envs.types import EnvConfig
     from pretrained.checkpoint import save
-    from rl.finetune import FinetuneRun
+    from rl.run import FinetuneRun
 
     sim = setting["sim"]
     spec = Toy(**{k: v for k, v in sim.items() if k != "_target_"}).spec
@@ -108,7 +108,7 @@ def _run(setting: dict[str, Any], folder: Path) -> Any:
 
 def _ours(setting: dict[str, Any], folder: Path) -> tuple[Callable[[], tuple[float, float]], Callable[[], None]]:
     from rl.engine import RllibEngine
-    from rl.finetune import Start
+    from rl.run import Start
 
     run = _run(setting, folder)
     engine = RllibEngine(run, Start(Path(run.checkpoint), {}, None, {}))

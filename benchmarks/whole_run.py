@@ -7,8 +7,9 @@ from typing import Any
 import ray
 
 from envs.types import EnvConfig
-from rl.finetune import FinetuneRun, Start, bottleneck
 from rl.plain import PlainEngine
+from rl.run import FinetuneRun, Start
+from rl.throughput import bottleneck
 
 REWARDS = {"sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}}
 

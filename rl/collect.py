@@ -46,6 +46,14 @@ class Episode:
                              self.name, self.guided)  # fmt: skip
 
 
+def training_seed(seed: int, row: int, episode: int, block: int) -> int:
+    """Of an episode of a row, counted from 0, of the collector of this seed. They come in blocks within which episodes
+    share what is slow to build."""
+    draw = int(np.random.SeedSequence([seed, row, episode // block]).generate_state(1)[0])
+    first = TRAINING_SEEDS + draw % 2_000_000_000
+    return first + -first % block + episode % block
+
+
 class Collector:
     """Keeps simulators, histories and memories between segments."""
 
@@ -148,14 +156,10 @@ class Collector:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _next_episode(self, i: int) -> Episode:
-        """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns.
-
-        Seeds come in blocks within which episodes share what is slow to build."""
-        tasks, k, block = self.vector.tasks, self.started[i], self.vector.env_spec.seed_block
+        """Numbered per row, so that the order in which rows finish changes nothing; tasks take turns."""
+        tasks, k = self.vector.tasks, self.started[i]
         self.started[i] += 1
-        draw = int(np.random.SeedSequence([self.seed, i, k // block]).generate_state(1)[0])
-        first = TRAINING_SEEDS + draw % 2_000_000_000
-        seed = first + -first % block + k % block
+        seed = training_seed(self.seed, i, k, self.vector.env_spec.seed_block)
         lead = self.guide.lead(seed, self.version) if self.guide else 0
         return Episode(tasks[(i + k) % len(tasks)], seed, f"{self.seed}:{i}:{k}", lead=lead)
 

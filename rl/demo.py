@@ -17,8 +17,9 @@ from pretrained.checkpoint import revision
 from pretrained.demos.collect import CollectRun, collect
 from pretrained.imitate import ImitateRun, imitate
 from rl.evaluate import EvaluateRun, evaluate
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import finetune
 from rl.report import report
+from rl.run import FinetuneRun
 
 
 @dataclass(frozen=True)

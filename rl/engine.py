@@ -25,11 +25,11 @@ from ray.util.metrics import Gauge
 
 from pretrained.checkpoint import load_policy
 from rl.border import Border
-from rl.finetune import FinetuneRun, Iteration, Start, make_algo, needs_of
 from rl.ledger import Flights
 from rl.placement import learner_gpus, reserve
 from rl.plain import collected, start_ray
 from rl.rollout import Weights, get_weights, put_weights
+from rl.run import FinetuneRun, Iteration, Start, make_algo, needs_of
 from rl.shells import SPACE, Held, PolicyModule, Runner, ShellLearner
 from rl.throughput import segment_metrics
 

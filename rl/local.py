@@ -3,8 +3,8 @@
 from typing import Any
 
 from rl.border import Border
-from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.rollout import RolloutWorker, Weights, get_weights
+from rl.run import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.throughput import segment_metrics
 from rl.types import join
 

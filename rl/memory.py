@@ -17,9 +17,9 @@ from torch import Tensor
 from envs.vector import SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from rl.collect import Collector
-from rl.finetune import FinetuneRun, Start, make_algo, make_learner, needs_of
 from rl.learner import Learner
 from rl.rollout import as_module
+from rl.run import FinetuneRun, Start, make_algo, make_learner, needs_of
 from rl.types import Batch, Segment
 
 MIB = 2**20

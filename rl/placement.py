@@ -21,7 +21,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rl.finetune import FinetuneRun
+from rl.run import FinetuneRun
 
 
 def judges_gpus(run: FinetuneRun) -> float:

@@ -14,10 +14,10 @@ import ray
 from ray.exceptions import RayError
 
 from rl.border import Border
-from rl.finetune import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.ledger import Flights
 from rl.placement import seats
 from rl.rollout import RolloutPlan, RolloutWorker, Weights, get_weights, to_numpy, to_torch
+from rl.run import FinetuneRun, Iteration, Start, make_algo, make_learner, needs_of
 from rl.throughput import segment_metrics
 from rl.types import Segment, join
 

@@ -19,9 +19,9 @@ from envs.build import build
 from envs.types import EnvConfig
 from envs.vector import SimVector
 from rl.collect import Collector
-from rl.finetune import FinetuneRun, Start, make_learner, needs_of
 from rl.learner import Learner
 from rl.memory import IDLE, MIB, RAY, process
+from rl.run import FinetuneRun, Start, make_learner, needs_of
 from rl.types import Segment, join
 
 PER_CORE = 2  # simulators: while one waits for the policy, another steps

@@ -15,9 +15,9 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from pretrained.checkpoint import load_policy
 from pretrained.types import Policy
 from rl.border import Border
-from rl.finetune import make_learner
 from rl.learner import Learner
 from rl.rollout import RolloutWorker, Weights, get_weights, put_weights, to_numpy, to_torch
+from rl.run import make_learner
 from rl.types import Segment, join
 
 SPACE = gym.spaces.Box(-1, 1, (1,), np.float32)  # RLlib wants spaces; our data never meets its connectors

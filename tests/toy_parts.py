@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from envs.toy import Toy
 from envs.types import EnvConfig, EnvSpec
 from pretrained.checkpoint import save
 from pretrained.types import ObsBatch
-from rl.collect import Collector
+from rl.collect import training_seed
 from rl.types import Segment
 
 POLICIES = Path(__file__).resolve().parents[1] / "configs" / "policy"
@@ -137,6 +136,4 @@ def make_segment(policy: Any, n: int = 4, t: int = 6, *, seed: int = 0, ends: fl
 
 def seed_of(*, row: int, episode: int, run_seed: int = 0, worker: int = 0) -> int:
     """The seed of an episode of a fine-tuning run: of a row of a worker, counted from 0."""
-    vector = SimpleNamespace(tasks=("red", "blue"), env_spec=toy_spec())
-    numbers: Any = SimpleNamespace(vector=vector, started=[episode] * (row + 1), seed=run_seed * 10**6 + worker)
-    return Collector._next_episode(numbers, row).seed
+    return training_seed(run_seed * 10**6 + worker, row, episode, toy_spec().seed_block)

@@ -8,7 +8,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from envs.types import EnvConfig
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import finetune
+from rl.run import FinetuneRun
 
 
 def main(path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 
 import rl.rollout
 from pretrained.checkpoint import find, load_learner
-from rl.finetune import FinetuneRun, Start, finetune
+from rl.finetune import finetune
 from rl.invariants import broken
 from rl.ledger import account, read
+from rl.run import FinetuneRun, Start
 from tests.toy_parts import SUCCESS, checkpoint, seed_of, toy
 
 ray = pytest.importorskip("ray")

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from pretrained.checkpoint import find, load_learner, load_policy, read_card, save
-from rl.finetune import FinetuneRun, bottleneck, finetune
+from rl.finetune import finetune
 from rl.invariants import broken
 from rl.ledger import account, alone, read, surviving
+from rl.run import FinetuneRun
+from rl.throughput import bottleneck
 from rl.types import Segment
 from tests.toy_parts import SUCCESS, checkpoint, make_policy, policy_node, seed_of, toy, toy_spec
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import finetune
 from rl.invariants import broken
+from rl.run import FinetuneRun
 from tests.toy_parts import SUCCESS, checkpoint, toy
 
 ALGO = {"epochs": 1, "minibatches": 1, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rl.finetune import FinetuneRun, finetune
+from rl.finetune import finetune
 from rl.ledger import read
 from rl.rewards import build_terms, combine, needs
 from rl.rewards.learned import Learned
+from rl.run import FinetuneRun
 from tests.rl.test_rewards import GAMMA, make_segment
 from tests.toy_parts import SUCCESS, checkpoint, toy, toy_spec
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import launch
-from rl.finetune import FinetuneRun
 from rl.memory import MIB, Process, Rehearsal, multiply, process, rehearse, used
+from rl.run import FinetuneRun
 from tests.toy_parts import SUCCESS, checkpoint, toy
 
 ROOT = Path(launch.__file__).parent

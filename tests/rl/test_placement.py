@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.finetune import FinetuneRun, Start
+from rl.run import FinetuneRun, Start
 from tests.toy_parts import SUCCESS, checkpoint, toy
 
 ray = pytest.importorskip("ray")

@@ -8,8 +8,8 @@ from tests.toy_parts import SUCCESS, toy
 
 ray = pytest.importorskip("ray")
 
-from rl.finetune import FinetuneRun  # noqa: E402
 from rl.plain import start_ray  # noqa: E402
+from rl.run import FinetuneRun  # noqa: E402
 
 SLOW = "The current node timed out during startup. This could happen because the GCS is overloaded"
 
