@@ -134,18 +134,23 @@ def _fill(
 
 
 def load_policy(
-    folder: Path | str, *, env: EnvSpec | None = None, overrides: Mapping[str, Any] | None = None
+    folder: Path | str,
+    *,
+    env: EnvSpec | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    spare_cameras: bool = False,
 ) -> Policy:
     """Build the policy of a checkpoint and load its weights; `policy.load_report` says what did not match.
 
-    `env` is checked against what the policy was trained with. `overrides` are merged into the keyword arguments: with
-    them, new noise, critic and log-std weights keep their initialisation and surplus weights are dropped.
+    `env` is checked against what the policy was trained with (see `check_env`). `overrides` are merged into the
+    keyword arguments: with them, new noise, critic and log-std weights keep their initialisation and surplus weights
+    are dropped.
     """
     folder = _existing(Path(folder))
     verify(folder)
     card = read_card(folder)
     if env is not None:
-        check_env(card.env, env, folder)
+        check_env(card.env, env, folder, spare_cameras=spare_cameras)
     policy = build(merge(card.node, overrides or {}), env=card.env)
     _check_spec(card.policy, policy.spec, folder, loose=bool(overrides))
     weights = load_tensors(folder / "policy.safetensors")
@@ -264,11 +269,17 @@ def verify(folder: Path, *, content: bool = True) -> None:
             raise ValueError(f"{file} differs from its manifest's SHA-256; copy the checkpoint again, or use another")
 
 
-def check_env(trained: EnvSpec, env: EnvSpec, folder: Path | str = "the checkpoint") -> None:
-    """Raise ValueError naming the first field in which an environment differs from the one trained with."""
+def check_env(
+    trained: EnvSpec, env: EnvSpec, folder: Path | str = "the checkpoint", *, spare_cameras: bool = False
+) -> None:
+    """Raise ValueError naming the first field in which an environment differs from the one trained with.
+
+    `spare_cameras` allows more cameras than those, between or behind them: rewards and proposals may look through them,
+    policies take theirs by name."""
     for name in BINDING:
         theirs, ours = _plain(getattr(trained, name)), _plain(getattr(env, name))
-        if theirs != ours:
+        known = [c for c in ours if c[0] in trained.cameras] if name == "cameras" and spare_cameras else ours
+        if theirs != known:
             raise ValueError(
                 f"{folder} was trained with {name} = {theirs}, but environment '{env.env_id}' has {name} = {ours}; "
                 f"configure the environment as in training ('{trained.env_id}', see card.json) or train a new policy"

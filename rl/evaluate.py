@@ -137,7 +137,7 @@ def _evaluate(run: EvaluateRun, checkpoint: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as open_:
         vector = SimVector([run.env] * workers, max_chunk=read_card(checkpoint).policy.horizon)
         open_.callback(vector.close)
-        policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
+        policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides), spare_cameras=True)
         # Before the episodes, so that a camera that is not there is noticed before hours of them.
         film = open_.enter_context(Film(run.env, vector.env_spec, max_chunk=vector.max_chunk)) if run.videos else None
         (out / "videos").mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def rehearse(run: FinetuneRun) -> Rehearsal:
     card, algo = read_card(checkpoint), make_algo(run)
     vector = SimVector([run.env], max_chunk=card.policy.horizon)
     try:
-        policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides))
+        policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides), spare_cameras=True)
         as_module(policy).eval()
         segment = Collector(
             vector, policy, decisions=DECISIONS, gamma=algo.gamma, needs=frozenset(needs_of(run))

@@ -51,7 +51,9 @@ class RolloutWorker:
             torch.set_num_threads(plan.threads)
         self.vector = SimVector([plan.env] * plan.num_envs, max_chunk=read_card(plan.checkpoint).policy.horizon)
         try:
-            self.policy = load_policy(plan.checkpoint, env=self.vector.env_spec, overrides=dict(plan.policy_overrides))
+            self.policy = load_policy(
+                plan.checkpoint, env=self.vector.env_spec, overrides=dict(plan.policy_overrides), spare_cameras=True
+            )
             as_module(self.policy).eval()
             self.collector = Collector(
                 self.vector,

@@ -194,6 +194,23 @@ def test_another_environment_is_refused(tmp_path, name, value):
         checkpoint.load_policy(tmp_path / "step_1", env=other)
 
 
+def test_spare_cameras_are_accepted_where_policies_choose_their_own(tmp_path):
+    written(tmp_path / "step_1")
+    side, top, hand = ("side", (4, 6)), ("top", (8, 8)), ("hand", (8, 8))
+    for there in ((top, hand, side), (side, top, hand), (top, side, hand)):
+        more = dataclasses.replace(SPEC, cameras=dict(there))
+        assert checkpoint.load_policy(tmp_path / "step_1", env=more, spare_cameras=True).spec.cameras == SPEC.cameras
+        with pytest.raises(ValueError, match="was trained with cameras = .* has cameras = .*side"):
+            checkpoint.load_policy(tmp_path / "step_1", env=more)
+    for there in ((hand, side, top), (top, side), (side,), (top, ("hand", (4, 6)), side), (top, ("wrist", (8, 8)))):
+        other = dataclasses.replace(SPEC, cameras=dict(there))
+        with pytest.raises(ValueError, match="was trained with cameras = .* but environment .* has cameras = "):
+            checkpoint.load_policy(tmp_path / "step_1", env=other, spare_cameras=True)
+    other = dataclasses.replace(SPEC, cameras=dict((top, hand, side)), proprio={"y": "m", "x": "m"})
+    with pytest.raises(ValueError, match="was trained with proprio = "):
+        checkpoint.load_policy(tmp_path / "step_1", env=other, spare_cameras=True)
+
+
 def test_other_tasks_are_accepted(tmp_path):
     written(tmp_path / "step_1")
     checkpoint.load_policy(tmp_path / "step_1", env=dataclasses.replace(SPEC, tasks=("blue",), max_steps=99))
