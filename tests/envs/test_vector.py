@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from envs.child import Child
 from envs.experts import make_expert
 from envs.toy import Toy
 from envs.types import EnvConfig, EnvError, ResetNeeded
@@ -554,6 +555,21 @@ def test_a_child_that_leaks_is_replaced_at_the_bound_and_nothing_is_lost(vector:
     assert v.recycled == len(pids) - 1 >= 2
     assert v.restarts == 0
     assert 150 < most < 150 + 2 * 16
+
+
+def test_memory_of_what_a_simulator_has_started_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    eat = "import sys; kept = bytearray(b'x' * (100 << 20)); print(flush=True); sys.stdin.read()"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {eat!r}])"
+    child = Child(toy(), max_chunk=1)
+    assert child.resident_mib == 0.0
+    with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          start_new_session=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()  # the other one has eaten
+        monkeypatch.setattr(child, "_process", process)
+        assert child.resident_mib > 100.0
+        child.kill()
+    assert child.resident_mib == 0.0
 
 
 def test_memory_is_flat_over_two_thousand_resets(vector: Make) -> None:
