@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.tables import hardware
 from tests.chaos.harness import BUDGET_S, ROOT, Chaos
 from tests.chaos.processes import commands, harm
-from tests.chaos.scenarios import disks, drivers, fleets, learners, nodes, simulators
+from tests.chaos.scenarios import disks, drivers, fleets, judges, learners, nodes, simulators
 
 TIMES = {
     "simulators 0": 22,
@@ -25,6 +26,7 @@ TIMES = {
     "ray": 20,
     "rllib": 14,
     "learners": 10,
+    "judges": 8,
     "disks": 6,
     "nodes": 10,
 }
@@ -36,9 +38,11 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(TIMES))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which a scenario strikes no more")
     parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--raw", type=Path, help="keep every strike in this file, and go on where it ends")
     arguments = parser.parse_args()
+    Chaos.limit_s = 60 * arguments.minutes
     seed, began = arguments.seed, time.monotonic()
     earlier = json.loads(arguments.raw.read_text()) if arguments.raw and arguments.raw.exists() else {}
     runs, fleet, before = earlier.get("runs", {}), earlier.get("fleet", []), earlier.get("minutes", 0.0)
@@ -52,6 +56,7 @@ def main() -> int:
         "ray": lambda base: fleets(base, seed + 2, times["ray"], "ray"),
         "rllib": lambda base: fleets(base, seed + 3, times["rllib"], "rllib"),
         "learners": lambda base: learners(base, seed + 4, times["learners"]),
+        "judges": lambda base: judges(base, seed + 7, times["judges"]),
         "disks": lambda base: disks(base, seed + 5, times["disks"]),
         "nodes": lambda base: nodes(base, seed + 6, times["nodes"]),
     }

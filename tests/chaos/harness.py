@@ -6,25 +6,28 @@ The run is told nothing. Whether it is back is read from what any user sees: its
 """
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rl.invariants import broken
 from rl.ledger import account, read
-from tests.chaos.processes import commands, family, gone, harm, members
+from tests.chaos.processes import commands, gone, harm, members
 
 ROOT = Path(__file__).resolve().parents[2]
 BLINK_S = 3.0  # a look at the processes that takes longer was interrupted: the machine was halted
 PATIENCE_S = 300.0  # until a run that is late is called lost
-BUDGET_S = {"environment": 30.0, "worker": 60.0, "learner": 300.0, "driver": 300.0, "disk": 300.0, "node": 60.0}
+BUDGET_S = {"environment": 30.0, "worker": 60.0, "judge": 60.0, "learner": 300.0, "driver": 300.0, "disk": 300.0,
+            "node": 60.0}  # fmt: skip
 
 
 @dataclass
@@ -53,8 +56,10 @@ class Chaos:
     finished: dict[str, Any] | None = None  # what `finish` returned
     left: dict[int, str] = field(default_factory=dict)  # processes of drivers that were killed: they must go, too
     absent_s: float = 0.0  # that this process itself did not run, as on a machine that is halted
+    limit_s: ClassVar[float] = math.inf  # after which a run is struck no more
 
     def __post_init__(self) -> None:
+        self.until = time.monotonic() + self.limit_s
         self.random = random.Random(self.seed)
         self.out = Path(self.settings["out"])
 
@@ -92,6 +97,10 @@ class Chaos:
     def now(self) -> float:
         """Seconds on a clock that stands still while this process does not run."""
         return time.monotonic() - self.absent_s
+
+    def turns(self, times: int) -> Iterator[int]:
+        """0, 1, ... as long as there is time."""
+        return itertools.takewhile(lambda _: time.monotonic() < self.until, range(times))
 
     def ready(self, within_s: float = 600.0) -> None:
         """Wait for the next finished round."""
@@ -145,6 +154,19 @@ class Chaos:
 
         self._actors("learner", 1, lambda victims: learned())
 
+    def judge(self) -> None:
+        """Harm the actor that a learned reward asks: back when another one paid for a round, and it is gone itself."""
+
+        def paid(victims: set[int]) -> bool:
+            after = self.ledger[self._mark :]
+            unpaid = {r["iteration"] for r in after if r["event"] == "reward_lost"}
+            return bool(unpaid) and not victims & set(commands(self.driver.pid)) and any(
+                r["event"] == "iteration" and r["learned"] and r["iteration"] > max(unpaid) for r in after
+            )  # fmt: skip
+
+        self.wait(lambda: members(self.driver.pid, "judge"), PATIENCE_S)
+        self._actors("judge", 1, paid)
+
     def kill_driver(self, how: str) -> None:
         """End the driver at any moment, starting included; then give the same command again."""
         self.pause()
@@ -180,7 +202,7 @@ class Chaos:
         self.pause()
         self._mark = len(self.ledger)
         there = members(self.driver.pid, kind)
-        assert there, f"no {kind} to be found: {sorted(family(self.driver.pid).values())}"
+        assert there, f"no {kind} to be found: {sorted(c[:40] for c in commands(self.driver.pid).values())}"
         began, done = self.now(), []
         for pid in self.random.sample(sorted(there), min(count, len(there))):
             how = self.random.choice(["kill", "stop"])
@@ -230,7 +252,8 @@ class Chaos:
         last = max((int(r["iteration"]) for r in self.ledger if r["event"] == "iteration"), default=0)
         self.settings["iterations"] = last + 2
         self.start()
-        status = self.driver.wait(timeout=300)
+        self.wait(lambda: self.driver.poll() is not None, PATIENCE_S)
+        status = self.driver.poll()
         orphans = gone(self.left, 60.0)
         total = account(self.ledger)
         wrong = broken(self.out) + ([] if status == 0 else [f"the last run ended with status {status}"])

@@ -9,6 +9,7 @@ KINDS = {  # kind -> what its title or command line holds
     "environment": ("envs.worker",),
     "worker": ("ray::_Worker", "ray::Runner"),
     "learner": ("ray::_RayTrainWorker", "ray::_WrappedExecutable"),
+    "judge": ("ray::Judging",),
 }
 
 

@@ -4,14 +4,16 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from envs.build import build
+from pretrained.checkpoint import save
 from rl.ledger import read
 from tests.chaos.harness import PATIENCE_S, Chaos
-from tests.chaos.processes import commands, harm, members
-from tests.toy_parts import SUCCESS, checkpoint
+from tests.chaos.processes import commands, family, harm, members
+from tests.toy_parts import SUCCESS, checkpoint, toy_spec
 
 ALGO = {"epochs": 1, "minibatches": 2, "lr": {"": 1e-3}, "links": "sum", "reduction": "sum", "clip": 0.2}
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -52,7 +54,7 @@ def begin(base: Path, name: str, seed: int, **fields: Any) -> Chaos:
 def simulators(base: Path, seed: int, times: int) -> Chaos:
     """One process: environments are killed and stopped, one to three at once."""
     chaos = begin(base, f"simulators_{seed}", seed, envs_per_worker=8)
-    for _ in range(times):
+    for _ in chaos.turns(times):
         chaos.environments(chaos.random.choice([1, 1, 2, 3]))
     return chaos
 
@@ -60,7 +62,7 @@ def simulators(base: Path, seed: int, times: int) -> Chaos:
 def drivers(base: Path, seed: int, times: int) -> Chaos:
     """One process: the driver is killed, at work and while it starts, also with a simulator that hangs."""
     chaos = begin(base, f"drivers_{seed}", seed)
-    for i in range(times):
+    for i in chaos.turns(times):
         if i % 4 == 3:
             for pid in sorted(members(chaos.driver.pid, "environment"))[:1]:
                 harm(pid, "stop")
@@ -71,7 +73,7 @@ def drivers(base: Path, seed: int, times: int) -> Chaos:
 def fleets(base: Path, seed: int, times: int, engine: str) -> Chaos:
     """Ray: rollout workers, simulators and now and then the driver."""
     chaos = begin(base, f"{engine}_{seed}", seed, engine=engine, num_workers=2, envs_per_worker=2)
-    for i in range(times):
+    for i in chaos.turns(times):
         if i % 6 == 5:
             chaos.kill_driver("kill")
         elif i % 3 == 2:
@@ -84,9 +86,31 @@ def fleets(base: Path, seed: int, times: int, engine: str) -> Chaos:
 def learners(base: Path, seed: int, times: int) -> Chaos:
     """RLlib: the learner in a process of its own."""
     chaos = begin(base, f"learner_{seed}", seed, engine="rllib", num_workers=1, num_learners=1)
-    for _ in range(times):
+    for _ in chaos.turns(times):
         chaos.learner()
     return chaos
+
+
+def judges(base: Path, seed: int, times: int) -> Chaos:
+    """Ray: what a learned reward asks, in a process of its own beside the learner."""
+    chaos = begin(base, f"judge_{seed}", seed, engine="ray", num_workers=1, rewards=judged(base))
+    for _ in chaos.turns(times):
+        chaos.judge()
+    return chaos
+
+
+def judged(base: Path) -> dict[str, Any]:
+    """The toy's own reward, and a small untrained model of pictures that is asked in every round."""
+    value = {"_target_": "pretrained.flip.value.ValueModel", "clip": "tiny", "tokenizer": "bytes"}
+    node = {"_target_": "pretrained.flip.stage.ValueStage", "value": value}
+    folder = base / "value"
+    if not folder.exists():
+        save(folder, build(node, env=toy_spec()), node=node, env=toy_spec())
+    judge = {"_target_": "pretrained.flip.judge.LivJudge", "checkpoint_path": str(folder), "calibration": [2.0, 0.0],
+             "device": "cpu"}  # fmt: skip
+    term = {"_target_": "rl.rewards.learned.Learned", "judge": judge, "camera": "top", "truth": "", "remote": True,
+            "restarts": 10**6, "timeout_s": 30.0}  # fmt: skip
+    return {**SUCCESS, "seen": {"weight": 0.1, "term": term}}
 
 
 def disks(base: Path, seed: int, times: int) -> Chaos | None:
@@ -95,7 +119,7 @@ def disks(base: Path, seed: int, times: int) -> Chaos | None:
         if disk is None:
             return None
         chaos = begin(base, f"disk_{seed}", seed, out=str(disk / "run"))
-        for _ in range(times):
+        for _ in chaos.turns(times):
             for _ in range(chaos.random.choice([1, 4])):  # also with a checkpoint, or in the middle of one
                 chaos.ready()
             chaos.fill_disk()
@@ -123,10 +147,11 @@ def nodes(base: Path, seed: int, times: int) -> tuple[Chaos, list[dict[str, floa
     os.environ.update(QUIET)
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    head = {"num_cpus": 2, "include_dashboard": False}
+    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     fleet = []
     try:
-        node = cluster.add_node(num_cpus=2)
+        node = _patiently(lambda: cluster.add_node(num_cpus=2))
         fields: dict[str, Any] = {
             "engine": "ray",
             "num_workers": 4,
@@ -135,8 +160,8 @@ def nodes(base: Path, seed: int, times: int) -> tuple[Chaos, list[dict[str, floa
             "wait_ms": 40.0,
         }
         chaos = begin(base, f"nodes_{seed}", seed, **fields)
-        for i in range(times):
-            _until(chaos, 4, 120.0)
+        for i in chaos.turns(times):
+            _until(chaos, 4, PATIENCE_S)
             full = _rate(chaos)
             chaos.pause()
             began, mark, how = chaos.now(), len(chaos.ledger), "stop" if i % 2 else "kill"
@@ -150,14 +175,33 @@ def nodes(base: Path, seed: int, times: int) -> tuple[Chaos, list[dict[str, floa
             for pid in machine:  # somebody switches it off at last
                 harm(pid, "kill")
             cluster.remove_node(node, allow_graceful=False)
-            node = cluster.add_node(num_cpus=2)
-            joined = _until(chaos, 4, 120.0)
+            node = _patiently(lambda: cluster.add_node(num_cpus=2))
+            joined = _until(chaos, 4, PATIENCE_S)
             row = {"full_steps_per_s": full, "half_steps_per_s": half, "again_steps_per_s": _rate(chaos)}
             fleet.append(row | {"halved_after_s": half_after or -1.0, "doubled_after_s": joined or -1.0})
         chaos.finished = chaos.finish()
     finally:
         cluster.shutdown()
     return chaos, fleet
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives its own processes 30 s, which is too little on a loaded machine; what it then leaves is ended."""
+    for tries_left in (2, 1, 0):
+        before = _own()
+        try:
+            return start()
+        except Exception as e:
+            if "timed out" not in str(e).lower() or not tries_left:
+                raise
+            for pid in _own() - before:
+                harm(pid, "kill")
+    return None
+
+
+def _own() -> set[int]:
+    """What this process has started itself."""
+    return {pid for pid, (parent, _, _) in family(os.getpid()).items() if parent == os.getpid()}
 
 
 def _processes(node: Any) -> list[int]:
@@ -184,6 +228,6 @@ def _until(chaos: Chaos, workers: int, within_s: float) -> float | None:
 def _rate(chaos: Chaos, rounds: int = 6) -> float:
     """Environment steps per second over the next rounds."""
     mark = len(_rows(chaos))  # the rounds that follow
-    assert chaos.wait(lambda: len(_rows(chaos)) > mark + rounds, 120.0), chaos.last_words()
+    assert chaos.wait(lambda: len(_rows(chaos)) > mark + rounds, PATIENCE_S), chaos.last_words()
     rows = _rows(chaos)[mark : mark + rounds + 1]
     return round((rows[-1]["env_steps"] - rows[0]["env_steps"]) / (rows[-1]["time"] - rows[0]["time"]), 1)
