@@ -3,8 +3,10 @@
     python -m benchmarks.genima_bound runs/controller run=genima_lift [--episodes 100]
 
 For each evaluation seed the scripted expert first solves the same initial state. What it will do some steps later is
-then drawn on what the controller sees, from the moment of the expert's episode that is most like the present one (joint
-positions, never going back). The same seeds as `evaluate` with the same number of episodes; one task.
+then drawn on what the controller sees, from the moment of the expert's episode that is most like the present one: by
+joint positions, never going back, and no further on than a target is ahead, since the way up passes through the joint
+positions of the way down. A camera on the robot is taken to be where it was at that moment. The same seeds as
+`evaluate` with the same number of episodes; one task. `--out` is a folder with the records of `evaluate`.
 """
 
 import argparse
@@ -24,9 +26,10 @@ from envs.types import EnvConfig
 from envs.vector import SimVector
 from pretrained.checkpoint import find, load_policy, read_card
 from pretrained.genima.spheres import Camera, Moment, Style, draw, target_frame
+from pretrained.progress import Bar
 from pretrained.types import ObsBatch, Rng
 from rl.evaluate import Episodes
-from rl.records import summarise
+from rl.records import summarise, write_records, write_summary
 
 STRIDE = 7919  # from an episode's seed to that of its noise, in rl.evaluate
 
@@ -59,7 +62,8 @@ class TrueTargets:
             shown = self._show(seed)
             now = np.asarray(torch.as_tensor(obs.proprio)[i, -1, 1:])
             first = self._place.get(seed, 0)
-            t = first + int(np.abs(shown.joints[first:] - now).sum(1).argmin())
+            near = shown.joints[first : first + 1 + self._style.horizon]
+            t = first + int(np.abs(near - now).sum(1).argmin())
             self._place[seed] = t
             target = target_frame(t, len(shown.moments), self._style.horizon)
             moment = shown.moments[max(0, len(shown.moments) - 2) if target is None else target]
@@ -99,7 +103,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--horizon", type=int, default=8, help="of the targets that the controller was trained with")
     parser.add_argument("--scales", default="robot0_eye_in_hand=3", help="as of pretrained.genima.render")
-    parser.add_argument("--out", default="", help="JSON file")
+    parser.add_argument("--out", default="", help="folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
     env = EnvConfig(**{k: v for k, v in load("evaluate", args.words)["env"].items() if k != "_target_"})
@@ -111,11 +115,16 @@ def main() -> int:
         style = Style(scales={c: own.get(c, 6.5) for c in policy.spec.cameras}, horizon=args.horizon)
         proposal = TrueTargets(env, cameras=dict(policy.spec.cameras), style=style)
         plan = [(vector.tasks[0], seed) for seed in range(args.episodes)]
-        summary = summarise(Episodes(vector, policy, plan, proposal=proposal).run())
+        with Bar("evaluate", total=len(plan)) as bar:
+            episodes = Episodes(vector, policy, plan, proposal=proposal, report=lambda _: bar.advance(1))
+            summary = summarise(episodes.run())
     finally:
         vector.close()
-    text = json.dumps(summary, indent=1) + "\n"
-    Path(args.out).write_text(text) if args.out else sys.stdout.write(text)
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        write_records(Path(args.out), episodes.records)
+        write_summary(Path(args.out), summary)
+    sys.stdout.write(json.dumps(summary, indent=1) + "\n")
     return 0
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("diffusers", reason="diffusers IS NOT INSTALLED; run `make setup`")
 
 from pretrained.checkpoint import save
-from pretrained.genima.judge import compare, grip_agrees, judge, main
+from pretrained.genima.judge import LARGER, SHOWN, beside, compare, grip_agrees, judge, main
 from pretrained.genima.painter import TargetPainter
 from pretrained.genima.render import render
 from pretrained.genima.spheres import BASE, ELBOW, GRIPPER_CLOSED, GRIPPER_OPEN, WRIST
@@ -84,6 +85,18 @@ def test_a_perfect_painter_and_one_that_stands_still(tmp_path: Path) -> None:
         assert {"elbow", "gripper"} <= set(rows)
         assert all(r["median"] == r["p90"] == 0 and r["found"] == r["shown"] for k, r in rows.items() if "_" not in k)
     assert found["views"]["still"]["front"]["gripper"]["median"] > 2
+    some = judge(Perfect(), str(tiles), every=4, quiet=True)
+    assert some["frames"] == 6
+    assert some["views"]["painted"]["front"]["gripper"]["median"] == 0
+    with pytest.raises(ValueError, match="every = 0: expected at least 1"):
+        judge(Perfect(), str(tiles), every=0, quiet=True)
+
+
+def test_frames_side_by_side() -> None:
+    a, b = (np.arange(10, dtype=np.uint8)[:, None, None, None] + np.full((2, 4, 3), k, np.uint8) for k in (0, 100))
+    shown = beside(a, b, count=4)[::LARGER, ::LARGER, 0]
+    assert shown[::2, 0].tolist() == [0, 3, 6, 9]
+    assert shown[::2, 4].tolist() == [100, 103, 106, 109]
 
 
 def test_command_line_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,8 +107,12 @@ def test_command_line_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture
     model = TargetPainter(env=_spec(tiles), model="tiny", steps=1)
     node = {"_target_": "pretrained.genima.painter.TargetPainter", "model": "tiny", "steps": 1}
     save(tmp_path / "painter", model, node=node, env=_spec(tiles))
-    assert main([str(tmp_path / "painter"), str(tiles), "--out", str(tmp_path / "out.json")]) == 0
+    words = ["--out", str(tmp_path / "out.json"), "--picture", str(tmp_path / "shown.png")]
+    assert main([str(tmp_path / "painter"), str(tiles), *words]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["frames"] == 21
+    tall, wide = _spec(tiles).cameras["tile(side,front)"]
+    shown = np.asarray(Image.open(tmp_path / "shown.png"))
+    assert shown.shape == (SHOWN * LARGER * tall, 3 * LARGER * wide, 3)
     save(tmp_path / "other", painter(), node=node, env=spec())
     demos(tmp_path / "two.hdf5", count=2)
     two = {"demos": str(tmp_path / "two.hdf5"), "out": str(tmp_path / "fewer.hdf5")}
