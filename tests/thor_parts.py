@@ -66,8 +66,8 @@ class Renderer:
         self.scene, self.width, self.height = scene, width, height
         self.segments, _ = solid_segments(scene.walls)
 
-    def draw(self, camera: Camera, positions: np.ndarray, yaws: np.ndarray, out: Any = None) -> Frame:
-        """Boxes, walls up to the ceiling, floor."""
+    def draw(self, camera: Camera, positions: np.ndarray, yaws: np.ndarray, out: Any = None, arm: Any = None) -> Frame:
+        """Boxes, walls up to the ceiling, floor; no robot."""
         boxes = boxes_of(self.scene.bodies)
         for i, (position, yaw) in enumerate(zip(positions, yaws, strict=True)):
             boxes.place(i, position, float(yaw))

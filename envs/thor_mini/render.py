@@ -14,6 +14,7 @@ from typing import Any, Optional, Tuple
 import numpy as np
 
 from envs import native
+from envs.thor_mini.arm_look import add_arm
 from envs.thor_mini.materials import textures
 from envs.thor_mini.mesh import FACE, GROUP, Mesh, add_body, add_rooms
 from envs.thor_mini.scene import Camera, Frame, Scene
@@ -73,9 +74,12 @@ class Renderer:
         self._library = load_library()
         mesh = Mesh()
         add_rooms(mesh, scene)
-        self._fixed = len(mesh.places)
+        fixed = len(mesh.places)
         for index, body in enumerate(scene.bodies):
             add_body(mesh, body, index)
+        self._bodies = slice(fixed, len(mesh.places))
+        add_arm(mesh)
+        self._arm = slice(self._bodies.stop, len(mesh.places))
         self._groups, self._faces, self._corners = mesh.arrays()
         self._textures = _textures(scene.seed % VARIANTS)
         count = len(self._groups)
@@ -110,17 +114,22 @@ class Renderer:
         yaws: np.ndarray,
         hidden: Optional[np.ndarray] = None,
         out: Optional[Frame] = None,
+        arm: Optional[Tuple[np.ndarray, np.ndarray]] = None,
     ) -> Frame:
         """The picture with bodies at `positions` [B, 3] and `yaws` [B] (degrees), without those `hidden` [B].
 
-        `out`: a frame of an earlier call whose arrays are drawn over.
+        `out`: a frame of an earlier call whose arrays are drawn over. `arm`: where its parts are (arm_look.arm_poses);
+        None: it is not shown.
         """
-        fixed = self._fixed
-        if len(positions) != len(self._poses) - fixed:
-            raise EnvError(f"{len(positions)} positions for {len(self._poses) - fixed} bodies")
-        self._poses[fixed:, :3] = positions
-        self._poses[fixed:, 3] = np.radians(yaws)
-        self._hidden[fixed:] = 0 if hidden is None else hidden
+        bodies = self._bodies
+        if len(positions) != bodies.stop - bodies.start:
+            raise EnvError(f"{len(positions)} positions for {bodies.stop - bodies.start} bodies")
+        self._poses[bodies, :3] = positions
+        self._poses[bodies, 3] = np.radians(yaws)
+        self._hidden[bodies] = 0 if hidden is None else hidden
+        self._hidden[self._arm] = arm is None
+        if arm is not None:
+            self._poses[self._arm, :3], self._poses[self._arm, 3] = arm[0], np.radians(arm[1])
         if not 0 < camera.fov < 180:
             raise EnvError(f"a field of view of {camera.fov} degrees; expected more than 0 and less than 180")
         v, shape = self._view, (self.height, self.width)

@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.thor_mini import arm as stretch
 from envs.thor_mini.arm import Arm, Base
+from envs.thor_mini.arm_look import arm_poses
 from envs.thor_mini.colours import named_colours
 from envs.thor_mini.nav import RADII, Mesh, in_polygon
 from envs.thor_mini.scene import Body, Camera, Frame, Room, Scene, Wall
@@ -386,7 +387,8 @@ class World:
                 if self._renderer is None:
                     self._renderer = self.parts.renderer(self.scene, self.width, self.height)
                 drawn = self._renderer.draw(
-                    view.camera, self.boxes.positions, self.boxes.yaws, out=self._spare.get(camera)
-                )
+                    view.camera, self.boxes.positions, self.boxes.yaws, out=self._spare.get(camera),
+                    arm=arm_poses(self.base, self.arm),
+                )  # fmt: skip
                 self._frames[camera] = self._spare[camera] = drawn
         return self._frames[camera]
