@@ -16,7 +16,7 @@ from envs.chores.houses import HouseFile, make_houses, room_at, rooms_of
 from envs.chores.judge import SEE_WITHIN, Judge, Verdict, View
 from envs.chores.plan import Plan
 from envs.chores.route import Route, path_to, plan
-from envs.chores.sample import TARGETS, Place, Thing, read_things, sample
+from envs.chores.sample import PICKUP_START, TARGETS, Place, Thing, read_things, sample
 from envs.chores.tasks import GRASP, TYPES, Chore, TaskFile, check_type, horizon, write_spec
 from envs.thor_link import Link, Start
 from envs.thor_robot import DONE, PICKUP, SUB_DONE, Stretch, nav_meshes, screen, turn
@@ -61,6 +61,7 @@ class Ai2thor:
         split: str = "auto",
         episodes_per_house: int = 1,
         targets: Sequence[str] = TARGETS,
+        pickup_start: Sequence[float] = PICKUP_START,
         task_file: str = "",
         shake_cameras: bool = True,
         random_materials: float = 0.0,
@@ -79,6 +80,7 @@ class Ai2thor:
 
         `houses`: generated, or a file or folder of ProcTHOR houses; `num_houses` limits how many different ones there
         are; `rooms`: of each generated one. In training, `episodes_per_house` follow one another in a house.
+        `pickup_start`: metres from the target at which a drawn PickupType begins, least and most.
         `task_file`: written tasks instead of drawn ones. `random_materials`: the chance of other materials in an
         episode, of train houses."""
         if name != "stretch":
@@ -91,6 +93,7 @@ class Ai2thor:
         self.houses = make_houses(houses, databases=databases, limit=num_houses, rooms=rooms)
         self.file = TaskFile(task_file) if task_file else None
         self.split, self.targets, self.own_horizon = split, tuple(targets), max_steps
+        self.pickup_start = _span(pickup_start)
         self.shake, self.materials = shake_cameras, random_materials
         sizes, self.drawn = _cameras(cameras)
         spec = stretch.spec(max_steps=max_steps or max(horizon(k) for k in kinds), tasks=kinds)
@@ -196,7 +199,7 @@ class Ai2thor:
             self._enter(split, (number + further) % count)
             for again in range(RETRIES):
                 try:
-                    chore = sample(task, self.place, rng, targets=self.targets)
+                    chore = sample(task, self.place, rng, targets=self.targets, pickup_start=self.pickup_start)
                     return chore, self._stand(chore, rng)
                 except EnvError:
                     if (further, again) == (houses - 1, RETRIES - 1):
@@ -342,6 +345,16 @@ class Ai2thor:
 def _finite(value: float) -> float:
     """Distances to what is not there count as 0."""
     return float(value) if np.isfinite(value) else 0.0
+
+
+def _span(metres: Sequence[float]) -> Tuple[float, float]:
+    """Least and most metres from a target."""
+    values = [float(v) for v in metres]
+    if len(values) != 2 or not 0.0 <= values[0] < values[1]:
+        raise EnvError(
+            f"ai2thor: pickup_start is {values}; expected the least and the most metres, such as {PICKUP_START}"
+        )
+    return values[0], values[1]
 
 
 def _cameras(

@@ -22,6 +22,7 @@ MESHES = (2, 3)  # ids of the meshes for robots of 0.3 and 0.2 m radius, in the 
 Place3 = Union[Sequence[float], np.ndarray]
 ARM_ACTIONS = 14  # that a planned grasp takes
 STAND, STANDS = 0.6, 4  # metres from what is to be picked up; how many such places are tried
+AT_HAND = (0.45, 0.75)  # metres from where one stands, so that the arm reaches without a step
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def plan(chore: Chore, place: Place, link: Link) -> Route:
 
 def _beside(thing: Thing, place: Place, link: Link, start: Sequence[float]) -> Path:
     """The way to a place from which the arm reaches the thing."""
+    if AT_HAND[0] <= math.dist((start[0], start[2]), thing.centre[[0, 2]]) <= AT_HAND[1]:
+        return [(float(start[0]), float(start[2]))]
     away = np.hypot(*(place.standing[:, [0, 2]] - thing.centre[[0, 2]]).T)
     for index in np.argsort(np.abs(away - STAND), kind="stable")[:STANDS]:
         corners = path_to_point(link, start, place.standing[index])

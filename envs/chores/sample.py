@@ -24,7 +24,7 @@ TARGETS = (
 )  # fmt: skip
 GRASP_HEIGHT = (0.15, 1.15)  # metres; where the arm gets to
 GRASP_REACH = 0.75  # metres from a standing place to the target
-PICKUP_START = (0.45, 1.3)  # metres from the target
+PICKUP_START = (0.45, 1.3)  # metres from the target, unless a recipe says otherwise
 NEAR = 1.0  # metres; of ObjectNavLocalRef
 TRIES = 12  # starts, and targets of a category
 Path = Optional[List[Point]]
@@ -78,8 +78,15 @@ def read_things(objects: Sequence[Mapping[str, Any]], rooms: Dict[str, List[Poin
     return things
 
 
-def sample(task_type: str, place: Place, rng: np.random.Generator, *, targets: Sequence[str] = TARGETS) -> Chore:
-    """A task of this type. Raises EnvError if the house offers none."""
+def sample(
+    task_type: str,
+    place: Place,
+    rng: np.random.Generator,
+    *,
+    targets: Sequence[str] = TARGETS,
+    pickup_start: Tuple[float, float] = PICKUP_START,
+) -> Chore:
+    """A task of this type; PickupType begins within `pickup_start` metres. Raises EnvError if the house offers none."""
     if not len(place.standing):
         raise EnvError(f"ai2thor: {task_type}: there is no place in this house where the robot can stand")
     if task_type == "RoomVisit":
@@ -92,7 +99,7 @@ def sample(task_type: str, place: Place, rng: np.random.Generator, *, targets: S
     for kind in rng.permutation(kinds).tolist():
         chore = _about(task_type, kind, place, rng)
         if chore is not None:
-            ready = _begun(chore, place, rng)
+            ready = _begun(chore, place, rng, pickup_start)
             if ready is not None:
                 return ready
     raise EnvError(
@@ -187,12 +194,12 @@ def _graspable(thing: Thing, place: Place) -> bool:
     return bool((away <= GRASP_REACH).any())
 
 
-def _begun(chore: Chore, place: Place, rng: np.random.Generator) -> Optional[Chore]:
+def _begun(chore: Chore, place: Place, rng: np.random.Generator, pickup_start: Tuple[float, float]) -> Optional[Chore]:
     """The task with a start from which a target can be reached."""
     things = [place.things[t] for t in chore.targets]
     for _ in range(TRIES):
         if chore.task_type == "PickupType":
-            start = _start(place, rng, [things[int(rng.integers(len(things)))]], PICKUP_START)
+            start = _start(place, rng, [things[int(rng.integers(len(things)))]], pickup_start)
         else:
             start = _start(place, rng, things, (SEE_WITHIN, np.inf))
         if start is None:

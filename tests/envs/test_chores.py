@@ -3,8 +3,9 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from envs.chores.houses import HouseFile, check_house, make_houses, room_at, roo
 from envs.chores.judge import SUCCESS, Judge, View
 from envs.chores.plan import TARGET, Plan
 from envs.chores.route import Leg, count_actions
+from envs.chores.route import plan as find_way
 from envs.chores.sample import Place, Thing, read_things, sample
 from envs.chores.tasks import SAMPLED, TYPES, Chore, TaskFile, check_type, horizon, read_spec
 from envs.chores.words import noun
@@ -289,6 +291,8 @@ def test_starts_are_far_from_what_is_sought_and_near_what_is_picked_up() -> None
     near = [sample("PickupType", here, rng).start for _ in range(20)]
     assert min(math.dist((s[0], s[2]), (1, 1)) for s in away if s) > 2
     assert max(math.dist((s[0], s[2]), (1, 1)) for s in near if s) <= 1.3
+    chosen = [sample("PickupType", here, rng, pickup_start=(0.7, 0.8)).start for _ in range(20)]
+    assert all(s and 0.7 <= math.dist((s[0], s[2]), (1, 1)) <= 0.8 for s in chosen)
 
 
 def test_what_cannot_be_reached_is_not_asked() -> None:
@@ -323,6 +327,19 @@ def test_a_route_is_counted_in_actions() -> None:
     leg = Leg([(0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
     assert count_actions([leg], 0.0) == 5 + 3 + 2 + 1
     assert count_actions([leg], 180.0) == 6 + 5 + 3 + 2 + 1
+
+
+def test_what_is_at_hand_is_picked_up_without_a_step() -> None:
+    class Straight:
+        def ask(self, action: str, *, position: Any, target: Any, **_: Any) -> dict[str, Any]:
+            return {"corners": [position, target]}
+
+    here, link = place(thing("Mug|1", 1, 1)), cast("Any", Straight())
+    chore = Chore("PickupType", "pick up a mug", ("Mug|1",), start=(1.0, 0.9, 1.5, 180.0))
+    assert find_way(chore, here, link).legs == [Leg([(1.0, 1.5)])]
+    (leg,) = find_way(replace(chore, start=(1.0, 0.9, 2.5, 180.0)), here, link).legs
+    assert leg.corners[0] == (1.0, 2.5)
+    assert 0.45 <= math.dist(leg.corners[1], (1, 1)) <= 0.75
 
 
 def test_the_plan_shows_target_and_way() -> None:
