@@ -93,18 +93,16 @@ class Ai2thor:
         self.houses = make_houses(houses, databases=databases, limit=num_houses, rooms=rooms)
         self.file = TaskFile(task_file) if task_file else None
         self.split, self.targets, self.own_horizon = split, tuple(targets), max_steps
-        self.pickup_start = _span(pickup_start)
-        self.shake, self.materials = shake_cameras, random_materials
-        sizes, self.drawn = _cameras(cameras)
+        self.shake, self.materials, self.pickup_start = shake_cameras, random_materials, _span(pickup_start)
+        self.sizes, self.drawn = _cameras(cameras)
         spec = stretch.spec(max_steps=max_steps or max(horizon(k) for k in kinds), tasks=kinds)
-        shown = {**sizes, **self.drawn}
+        shown = {**self.sizes, **self.drawn}
         self.spec: EnvSpec = replace(spec, cameras=shown, privileged=dict(PRIVILEGED), seed_block=episodes_per_house)
-        self.sizes = sizes
         start = Start(
             backend, transport, executable, commit_id, platform, gpu, mini_arguments, start_deadline_s,
             house_deadline_s, action_deadline_s,
         )  # fmt: skip
-        self.link: Optional[Link] = Link(start, size=screen(next(iter(sizes.values()))))
+        self.link: Optional[Link] = Link(start, size=screen(next(iter(self.sizes.values()))))
         self.robot = Stretch(self.link)
         self.house: Tuple[str, int] = ("", -1)
         self.disturbed = self.running = False
