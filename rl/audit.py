@@ -129,6 +129,15 @@ class Watch:
     said: dict[str, deque[float]] = field(default_factory=dict)
     won: deque[tuple[int, int]] = field(default_factory=deque)  # successes, episodes of each iteration
 
+    def state(self) -> dict[str, Any]:
+        """What it has seen, for a run that goes on from a checkpoint."""
+        return {"said": {k: list(v) for k, v in self.said.items()}, "won": [list(w) for w in self.won]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; from nothing if that is empty."""
+        self.said = {k: deque(v) for k, v in state.get("said", {}).items()}
+        self.won = deque((int(a), int(b)) for a, b in state.get("won", []))
+
     def look(self, metrics: Mapping[str, float], successes: int, episodes: int) -> dict[str, str]:
         """What an iteration reported; term -> the alarm's words."""
         self._push(self.won, (successes, episodes))

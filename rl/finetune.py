@@ -89,6 +89,7 @@ class _Loop:
         self.env_steps = int(start.loop.get("env_steps", 0))
         self.wall_before = float(start.loop.get("wall_s", 0.0))
         self.watch = Watch()
+        self.watch.load(start.loop.get("watch", {}))
         self.recent: deque[bool] = deque((bool(x) for x in start.loop.get("recent", [])), maxlen=WINDOW)
         self.started = time.monotonic()
         self.devices: list[str] = []  # of the last round
@@ -207,6 +208,7 @@ class _Loop:
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
             "recent": list(self.recent),
+            "watch": self.watch.state(),
             "parent": self.parent,
         }
         self.last = self.out / f"step_{self.iteration:06d}"

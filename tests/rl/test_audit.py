@@ -1,5 +1,6 @@
 """The audit of learned rewards: figures by hand, and the alarm in a run where the reward is gamed."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,14 @@ def test_the_alarm_is_raised_when_the_reward_rises_and_success_falls() -> None:
     assert not rounds(Watch(window=4), rises, lambda i: 2 + i)  # both rise: all is well
     assert not rounds(Watch(window=4), lambda i: 0.3, falls)  # only success falls: no fault of the reward
     assert not rounds(Watch(window=4), rises, lambda i: 10 - (i == 7))  # not sure enough
+
+
+def test_the_alarm_remembers_over_a_resume() -> None:
+    rises, falls = (lambda i: 0.3 + 0.05 * i), (lambda i: 16 - 2 * i)
+    first, second = Watch(window=4), Watch(window=4)
+    rounds(first, rises, falls, count=5)
+    second.load(json.loads(json.dumps(first.state())))
+    later = rounds(second, lambda i: rises(i + 5), lambda i: falls(i + 5), count=3)
+    assert later["seen"] == rounds(Watch(window=4), rises, falls)["seen"]
+    second.load({})
+    assert second.state() == Watch().state()
