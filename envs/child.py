@@ -27,10 +27,9 @@ from envs.wire import Channel, WireClosed, make_slab, map_slab, slab_layout
 ROOT = Path(__file__).resolve().parent.parent
 # One simulator is one thread: parallelism comes from many children.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-# A simulator takes and returns the same big blocks at every step. Kept in the heap, in large pages, they cost neither
-# page faults nor translations: 2 to 5 % of a step of robosuite. Other C libraries than glibc ignore it.
+# A simulator takes and returns the same big blocks at every step. Kept in the heap, in large pages, they cost no page
+# faults (a hundred in a step of robosuite's stock core). Other C libraries than glibc ignore it.
 _MALLOC = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728:glibc.malloc.hugetlb=1"
-_LOOK_S = 10.0  # between two searches for what a simulator has started: that reads the table of all processes
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,6 @@ class Child:
         self._asked: dict[str, Any] | None = None
         self._limit = 0.0
         self._deadline = 0.0
-        self._session: list[int] = []  # the process and what it has started, as seen last
-        self._looked = -_LOOK_S
 
     @property
     def pid(self) -> int:
@@ -99,12 +96,8 @@ class Child:
     def resident_mib(self) -> float:
         """Memory of the process and of those it has started, at present; 0 if it is not running or /proc is silent.
 
-        AI2-THOR's simulator, for one, is a process of its own. What starts or ends may be noticed 10 s later."""
-        if self._process is None:
-            return 0.0
-        if self.pid not in self._session or time.monotonic() > self._looked + _LOOK_S:
-            self._session, self._looked = _session(self.pid), time.monotonic()
-        return sum(_resident(pid) for pid in self._session) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        AI2-THOR's simulator, for one, is a process of its own."""
+        return _pages(self.pid) * os.sysconf("SC_PAGE_SIZE") / 2**20 if self._process else 0.0
 
     def fileno(self) -> int:
         return self._channel.fileno() if self._channel else -1
@@ -234,19 +227,11 @@ class Child:
         return self._log.read().decode(errors="replace").strip()
 
 
-def _session(leader: int) -> list[int]:
-    """The processes of a session, which is the one that `Child` gave its process."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):  # it ended while we looked
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == leader:
-                found.append(int(folder.name))
-    return found
-
-
-def _resident(pid: int) -> int:
-    """Pages that a process has in memory; 0 if it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
+def _pages(pid: int) -> int:
+    """In memory, of a process and all that descend from it; 0 if it has ended."""
+    folder, pages = Path(f"/proc/{pid}"), 0
+    with contextlib.suppress(OSError, IndexError):  # it ended while we looked
+        pages = int((folder / "statm").read_text().split()[1])
+        started = [c for thread in (folder / "task").iterdir() for c in (thread / "children").read_text().split()]
+        pages += sum(_pages(int(c)) for c in started)
+    return pages
