@@ -1,12 +1,17 @@
-"""Our iteration against RLlib's own PPO, as it comes: `python -m benchmarks.vs_rllib [--env free|slow] [--rounds N]`.
+"""Our iteration against RLlib's own PPO, as it comes: `python -m benchmarks.vs_rllib [--env NAME] [--rounds N]`.
 
 Both train the same network (a CNN for each of two cameras, a Gaussian of one action) on the same toy with the same
 numbers of workers, environments, samples, epochs and minibatches, the learner in the driver, on the same machine. RLlib
 runs its default path: its EnvRunner with environments in the runner's own process, episodes, connectors, its PPO
-learner. Ours is the engine `rllib` that `launch.py finetune` takes by default. `free` steps of the toy cost what two
-pictures cost to draw, `slow` ones 10 ms of processor time; both have a CNN that is small, so that what surrounds the
-networks shows. `heavy`, for which no goal is set, is `free` with about ten times the convolutions: there the networks
-take most of the time on either side, and no way of handing batches around can win much.
+learner. Ours is the engine `rllib` that `launch.py finetune` takes by default.
+
+    free    a step of the toy costs what two pictures cost to draw; environments in the worker's process on both sides
+            (`env.process=shared`)
+    apart   the same, but ours in supervised processes of their own, as is our default
+    slow    a step takes 10 ms of processor time; ours in processes of their own
+    heavy   `apart` with about ten times the convolutions: the networks take most of the time on either side
+
+The CNN is small but in `heavy`, so that what surrounds the networks shows.
 
 Each side is a process with a Ray of its own, told in turn to do one iteration, so that whatever else the machine does
 slows both. Figures are medians over the rounds:
@@ -48,7 +53,8 @@ POLICY: dict[str, Any] = {
 }
 HEAVY = {**POLICY, "encoder": {**ENCODER, "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 2]}}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "free": {"sim": TOY, "decisions": 256, "policy": POLICY},  # decisions per environment and iteration
+    "free": {"sim": TOY, "decisions": 256, "policy": POLICY, "process": "shared"},  # decisions: of a row, per iteration
+    "apart": {"sim": TOY, "decisions": 256, "policy": POLICY},
     "slow": {"sim": {**TOY, "step_ms": 10.0}, "decisions": 32, "policy": POLICY},
     "heavy": {"sim": TOY, "decisions": 64, "policy": HEAVY},
 }
@@ -93,7 +99,7 @@ def _run(setting: dict[str, Any], folder: Path) -> Any:
     save(folder / "step_000000", build(setting["policy"], env=spec), node=setting["policy"], env=spec)
     return FinetuneRun(
         checkpoint=str(folder / "step_000000"),
-        env=EnvConfig(sim=sim),
+        env=EnvConfig(sim=sim, process=setting.get("process", "own")),
         out=str(folder / "out"),
         algo=ALGO,
         rewards={"sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}},

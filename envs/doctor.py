@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from envs.vector import SimVector
 def simulator(config: EnvConfig) -> list[tuple[str, str, str]]:
     """(name, value, verdict) of two children that take random steps."""
     began = time.perf_counter()
-    vector = SimVector([config, config])
+    vector = SimVector([replace(config, process="own")] * 2)
     try:
         spec = vector.env_spec
         rows = [("simulator", f"{spec.env_id}: started in {time.perf_counter() - began:.1f} s", "ok")]

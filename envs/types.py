@@ -87,6 +87,7 @@ class EnvConfig:
     """How to start an environment in a child process; the `env` group of the configuration."""
 
     sim: Dict[str, Any]  # {"_target_": "envs.robosuite.Robosuite", **keyword arguments}
+    process: str = "own"  # each simulator's own, or "shared" with its rollout worker: for light ones (envs/inline.py)
     python: str = ""  # interpreter of the child; "" takes .venvs/<sim>/bin/python if it is there, else the present one
     tasks: Tuple[str, ...] = ()  # the tasks to use; () takes all of the spec
     step_deadline_s: float = 60.0  # a chunk or reset that takes longer counts as hung
@@ -97,6 +98,8 @@ class EnvConfig:
     tables: Dict[str, Any] = field(default_factory=dict)  # node of a benchmark's tables, for evaluations (rl/tables.py)
 
     def __post_init__(self) -> None:
+        if self.process not in ("own", "shared"):
+            raise EnvError(f"env.process '{self.process}' is unknown; expected own or shared")
         if self.perturb:
             object.__setattr__(self, "sim", {**self.sim, "perturb": self.perturb})
 

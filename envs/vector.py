@@ -22,6 +22,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.alive import moved
 from envs.child import Child, Failure
+from envs.inline import InlineChild, make_child
 from envs.spaces import action_space, observation_space
 from envs.types import EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded
 
@@ -55,7 +56,7 @@ class Arrival:
 
 @dataclass
 class _Row:
-    child: Child
+    child: Child | InlineChild
     asked: str = ""  # reset | step
     render: str = "last"
     instruction: str = ""
@@ -87,7 +88,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._episode = np.zeros(self.num_envs, dtype=bool)  # Gymnasium face: inside an episode
         try:
             for config in configs:
-                self._rows.append(_Row(Child(config, max_chunk=max_chunk)))
+                self._rows.append(_Row(make_child(config, max_chunk=max_chunk)))
             self.env_spec = self._open()
         except BaseException:
             self.close()

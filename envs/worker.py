@@ -24,7 +24,7 @@ from envs.types import BadState, Env, EnvError, Observation, ResetNeeded
 from envs.wire import Channel, WireClosed, map_slab, slab_layout
 
 
-class _Host:
+class Host:
     """One environment and the slab it writes to."""
 
     def __init__(self) -> None:
@@ -105,7 +105,8 @@ class _Host:
             np.copyto(target, image)
 
 
-def _answer(host: _Host, message: Dict[str, Any], fd: int) -> Dict[str, Any]:
+def answer(host: Host, message: Dict[str, Any], fd: int) -> Dict[str, Any]:
+    """To one request: what it asks for, `error` if the caller is wrong, `failed` if the simulator is."""
     try:
         op = message["op"]
         if op == "open":
@@ -147,13 +148,13 @@ def main() -> None:
     parent = os.getppid()
     _die_with_parent()
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-    host = _Host()
+    host = Host()
     with contextlib.suppress(WireClosed):
         while True:
             message, fd = channel.recv()
             if message.get("op") == "close":
                 break
-            channel.send(_answer(host, message, fd))
+            channel.send(answer(host, message, fd))
     host.close()
     # Some GL libraries crash in their own exit handlers, after all work is done.
     sys.stdout.flush()

@@ -322,7 +322,8 @@ class _Buffers:
         for k, v in features.items():
             if k not in self.features:
                 self.features[k] = torch.zeros(self.n, self.t, *v.shape[1:], dtype=v.dtype)
-            self.features[k][r, t] = v
+            for i, at, value in zip(rows, times, v, strict=True):  # whole pictures, not byte by byte
+                self.features[k][i, at] = value
         for k in ("trace", "log_prob", "active"):
             v = getattr(decision, k)
             if k not in self.stored:

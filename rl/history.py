@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from envs.types import Observation
 from envs.vector import SimVector
@@ -32,7 +33,7 @@ class History:
         """A copy of these rows."""
         index = list(rows)
         return ObsBatch(
-            images={c: v[index] for c, v in self.images.items()},
-            proprio=self.proprio[index],
+            images={c: torch.from_numpy(v[index]) for c, v in self.images.items()},
+            proprio=torch.from_numpy(self.proprio[index]),
             texts=[self.texts[i] for i in index],
         )

@@ -86,7 +86,8 @@ def rehearse(run: FinetuneRun) -> Rehearsal:
     learner = make_learner(run, Start(checkpoint, run.policy_overrides, None, {}))
     start = process()
     card, algo = read_card(checkpoint), make_algo(run)
-    vector = SimVector([run.env], max_chunk=card.policy.horizon)
+    apart = replace(run.env, process="own")  # so that it can be weighed; shared ones take less
+    vector = SimVector([apart], max_chunk=card.policy.horizon)
     try:
         policy = load_policy(checkpoint, env=vector.env_spec, overrides=dict(run.policy_overrides), spare_cameras=True)
         as_module(policy).eval()

@@ -149,7 +149,8 @@ def propose(there: Machine, costs: Costs) -> Plan:
 def measure(env: EnvConfig, policy: Mapping[str, Any], run: Mapping[str, Any], *, seconds: float = 3.0) -> Costs:
     """Collect with one simulator for some seconds, learn from it. `policy` is a node, `run` has algo and rewards."""
     settings = FinetuneRun(checkpoint="", env=env, out="", iterations=1, learner_threads=1, **run)
-    vector = SimVector([env], max_chunk=int(policy.get("horizon", 16)))
+    apart = replace(env, process="own")  # so that it can be weighed
+    vector = SimVector([apart], max_chunk=int(policy.get("horizon", 16)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
