@@ -224,6 +224,7 @@ class Learner:
                 with self.compute.autocast(self.device):
                     scored = self.scorer.evaluate(part.features, part.trace, part.starts, part.memory)
                 now[rows] = scored.log_prob.detach().float().cpu()
+                del part, scored  # before the next part is made
         batch.old_log_prob = now
         gap = ((then - now).abs() * (batch.active & batch.valid[..., None])).max()
         metrics = {"loss/rollout_log_prob_gap": float(gap)}
