@@ -151,6 +151,12 @@ def read_frame(root: Path, number: int, wanted: dict[str, tuple[int, ...]]) -> d
             )
         if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
             raise ValueError(f"{path}: '{name}' is not finite; download it again, or leave this frame's window out")
+    for name in found.keys() & set(ACTIONS.values()):
+        if abs(found[name][-1]) != 1:
+            raise ValueError(
+                f"{path}: the gripper command of '{name}' is {found[name][-1]:g}; expected exactly 1 (open) or -1 "
+                "(close): download it again, or leave this frame's window out"
+            )
     return found
 
 

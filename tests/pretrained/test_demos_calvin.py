@@ -28,7 +28,7 @@ def frame(number):
         "depth_static": np.zeros((2, 2), np.float32),
         "robot_obs": rng.normal(size=15),
         "scene_obs": rng.normal(size=24),
-        "actions": action * 2,
+        "actions": action * [2, 2, 2, 2, 2, 2, 1],
         "rel_actions": action,
     }
 
@@ -168,6 +168,14 @@ def test_damaged_frames_are_named(split):
     path.unlink()
     with pytest.raises(ValueError, match=r"episode_0000104.npz is missing"):
         read_split(split, env=SPEC)
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("relative", "rel_actions"), ("absolute", "actions")])
+def test_a_gripper_command_that_is_neither_open_nor_close_is_named(split, kind, stored):
+    whole = frame(104)
+    np.savez(split / "episode_0000104.npz", **{**whole, stored: np.append(whole[stored][:6], 0.5)})
+    with pytest.raises(ValueError, match=rf"0104.npz: the gripper command of '{stored}' is 0.5; expected exactly 1 "):
+        read_split(split, env=calvin_spec("D", sizes=SIZES, actions=kind))
 
 
 def test_another_environment_is_refused(split):
