@@ -7,10 +7,16 @@ After the handshake the server says what the policy sees and returns. Then each 
 and each answer {"actions": float32 [E, A] in env units, "chunk": [H, A], "value": float, "seconds": float}, or, if the
 message is no good, {"error": what is wrong}, after which the connection goes on. `reset` begins an episode: memory and
 history are forgotten. Messages beyond the limit close their connection, and no other. Every connection is a robot of
-its own; decisions are made one at a time. There is no password: serve on this machine, or behind what has one.
+its own; decisions are made one at a time.
+
+Robots on other machines show a token, `Authorization: Bearer ...` in the handshake, which both sides take from the
+variable TEMPER_SERVE_TOKEN; without one the server listens to this machine only. The line itself is not encrypted.
 """
 
+import hmac
+import ipaddress
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -27,6 +33,7 @@ from pretrained.types import Memory, ObsBatch, Policy
 from pretrained.wire import pack, unpack
 
 KEYS = {"images", "proprio", "instruction", "reset"}
+TOKEN = "TEMPER_SERVE_TOKEN"  # of the environment
 
 log = logging.getLogger(__name__)
 
@@ -126,14 +133,20 @@ class PolicyServer:
     """Serves until it is closed; every connection has a thread of its own."""
 
     def __init__(self, policy: Policy, run: ServeRun) -> None:
-        """Listens at once. Raises ValueError if the address cannot be had."""
+        """Listens at once. Raises ValueError if the address cannot be had, or would let anybody in."""
         from websockets.sync.server import serve
 
-        self.policy, self.run, self.lock = policy, run, threading.Lock()
+        self.policy, self.run, self.lock, self.token = policy, run, threading.Lock(), os.environ.get(TOKEN, "")
+        if not self.token and not _loopback(run.host):
+            raise ValueError(
+                f"host = '{run.host}' lets other machines in, and there is no token to know them by; set {TOKEN} here "
+                "and on the robot to the same random word (python -c 'import secrets; print(secrets.token_urlsafe())'),"
+                " or serve on 127.0.0.1"
+            )
         try:
             self.server = serve(
                 self._talk, run.host, run.port, max_size=int(run.max_megabytes * 2**20), compression=None,
-                process_request=_health,
+                process_request=self._admit,
             )  # fmt: skip
         except OSError as e:
             raise ValueError(f"cannot listen on {run.host}:{run.port}: {e}; choose another port, or host") from e
@@ -146,6 +159,15 @@ class PolicyServer:
     def close(self) -> None:
         """Stop listening."""
         self.server.shutdown()
+
+    def _admit(self, connection: Any, request: Any) -> Any:
+        """Before the handshake: GET /healthz is answered without one, and whoever lacks the token is turned away."""
+        if request.path == "/healthz":
+            return connection.respond(HTTPStatus.OK, "ok\n")
+        shown = request.headers.get("Authorization", "")
+        if not self.token or hmac.compare_digest(shown.encode(), f"Bearer {self.token}".encode()):
+            return None
+        return connection.respond(HTTPStatus.UNAUTHORIZED, f"expected the token of {TOKEN}\n")
 
     def _talk(self, connection: Any) -> None:
         from websockets.exceptions import ConnectionClosed
@@ -169,19 +191,32 @@ class PolicyServer:
             return {"error": f"the policy failed ({type(e).__name__}: {e}); see the server's log"}
 
 
-def _health(connection: Any, request: Any) -> Any:
-    """GET /healthz answers without a handshake."""
-    return connection.respond(HTTPStatus.OK, "ok\n") if request.path == "/healthz" else None
+def _loopback(host: str) -> bool:
+    """Whether what listens there can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Client:
     """The other side, for robots and tests."""
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
+        """Raises ValueError if the server wants another token than that of TEMPER_SERVE_TOKEN."""
+        from websockets.exceptions import InvalidStatus
         from websockets.sync.client import connect
 
         self.timeout = timeout
-        self.connection = connect(url, compression=None, max_size=None)
+        token = os.environ.get(TOKEN, "")
+        shown = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            self.connection = connect(url, compression=None, max_size=None, additional_headers=shown)
+        except InvalidStatus as e:
+            if e.response.status_code != HTTPStatus.UNAUTHORIZED:
+                raise
+            have = "another one" if token else "none"
+            raise ValueError(f"{url} demands a token, and {TOKEN} holds {have}; set it to the server's") from e
         self.policy: dict[str, Any] = unpack(self.connection.recv(timeout))["policy"]
 
     def act(self, images: Mapping[str, np.ndarray], proprio: Any, instruction: str, *, reset: bool = False) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("websockets")
 
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import launch
@@ -173,6 +173,33 @@ def test_arrays_survive_the_wire() -> None:
     assert unpack(msgpack.packb({"x": theirs}))["x"].tolist() == [1, 2]
     with pytest.raises(TypeError, match="cannot send a"):
         pack({"x": np.array([object()])})
+
+
+def test_other_machines_need_the_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TEMPER_SERVE_TOKEN", raising=False)
+    for host in ("0.0.0.0", "::", "robot-lab"):
+        assert launch.main(["serve", f"policy={folder}", f"host={host}", "port=0"]) == 2
+        assert "there is no token to know them by; set TEMPER_SERVE_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("TEMPER_SERVE_TOKEN", "canary-5f2a")
+    open_to_all = make_server(ServeRun(checkpoint=str(folder), host="0.0.0.0", port=0, device="cpu"))
+    thread = threading.Thread(target=open_to_all.forever, daemon=True)
+    thread.start()
+    try:
+        assert Client(url(open_to_all)).policy["horizon"] >= 1
+        for shown in ({}, {"Authorization": "Bearer canary-5f2"}, {"Authorization": "canary-5f2a"}):
+            with pytest.raises(InvalidStatus, match="401"):
+                connect(url(open_to_all), additional_headers=shown)
+        assert urllib.request.urlopen(f"http://127.0.0.1:{open_to_all.port}/healthz", timeout=10).read() == b"ok\n"
+        for token, have in (("", "none"), ("canary-other", "another one")):
+            monkeypatch.setenv("TEMPER_SERVE_TOKEN", token)
+            with pytest.raises(ValueError, match=f"TEMPER_SERVE_TOKEN holds {have}") as refused:
+                Client(url(open_to_all))
+            assert "canary" not in str(refused.value)
+    finally:
+        open_to_all.close()
+        thread.join(10)
 
 
 def test_mistakes_at_the_start(
