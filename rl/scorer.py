@@ -9,6 +9,9 @@ import numpy as np
 
 from envs.build import build
 
+FORGIVEN = 20  # answers in a row, after which a judge may be started anew as often as at first
+START_S = 300.0  # that a judge may take to start, before its first deadline
+
 log = logging.getLogger(__name__)
 
 
@@ -34,10 +37,14 @@ class Judging:
     def __init__(self, node: Mapping[str, Any], batch: int) -> None:
         self.node, self.batch, self.judge = node, batch, None
 
-    def scores(self, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """float [M]. Raises ValueError if a score is not a number in [0, 1]."""
+    def open(self) -> None:
+        """Make the judge, unless it is there."""
         if self.judge is None:
             self.judge = build(self.node)
+
+    def scores(self, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """float [M]. Raises ValueError if a score is not a number in [0, 1]."""
+        self.open()
         judge: Any = self.judge
         parts = [
             np.asarray(judge(frames[i : i + self.batch], list(texts[i : i + self.batch])), dtype=np.float64)
@@ -71,13 +78,20 @@ class LocalScorer:
 
 
 class RemoteScorer:
-    """In a Ray actor beside the learner (rl/placement.py); replaced `restarts` times if it dies, then there is none."""
+    """In a Ray actor beside the learner (rl/placement.py).
+
+    One that dies, or does not answer within `timeout_s` of being up, is replaced; after `restarts` of that without
+    FORGIVEN answers in a row there is none. So a long run survives any number of rare losses, and one that cannot be
+    helped is soon given up.
+    """
 
     def __init__(
         self, node: Mapping[str, Any], *, num_gpus: float, restarts: int, timeout_s: float, batch: int
     ) -> None:
-        self.node, self.num_gpus, self.left, self.timeout_s, self.batch = node, num_gpus, restarts + 1, timeout_s, batch
+        self.node, self.num_gpus, self.restarts, self.timeout_s, self.batch = node, num_gpus, restarts, timeout_s, batch
+        self.left, self.answers = restarts + 1, 0  # actors that may be started, answers since the last was lost
         self.actor: Any = None
+        self.opening: Any = None  # until the actor is up
         self.reference: Any = None
         self.why = ""  # the last actor ended
 
@@ -91,6 +105,7 @@ class RemoteScorer:
             self.left -= 1
             options = {"num_cpus": 0, "num_gpus": self.num_gpus, "scheduling_strategy": beside()}
             self.actor = ray.remote(Judging).options(**options).remote(self.node, self.batch)
+            self.opening = self.actor.open.remote()
         self.reference = self.actor.scores.remote(frames, list(texts)) if self.actor is not None else None
 
     def answer(self) -> np.ndarray:
@@ -101,12 +116,20 @@ class RemoteScorer:
         if self.reference is None:
             raise ScorerLost(f"its actor is not started again; the last one ended so: {self.why}")
         try:
-            return ray.get(self.reference, timeout=self.timeout_s)
+            if self.opening is not None:
+                ray.get(self.opening, timeout=START_S)
+                self.opening = None
+            scores = ray.get(self.reference, timeout=self.timeout_s)
         except (RayError, ValueError, OSError) as e:
             self.why = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1][:300]}"
             ray.kill(self.actor)
-            self.actor = self.reference = None
+            self.actor = self.opening = self.reference = None
+            self.answers = 0
             raise ScorerLost(self.why) from e
+        self.answers += 1
+        if self.answers >= FORGIVEN:
+            self.left = self.restarts
+        return scores
 
 
 def make_scorer(

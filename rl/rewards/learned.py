@@ -54,7 +54,7 @@ class Learned:
     ) -> None:
         """`judge`: node of what maps pictures uint8 [M, Y, X, 3] and texts to [M], or with `pictures` > 1 clips of so
         many, the oldest first; `truth`: a privileged scalar that the audit compares it with, or ""; `remote`: in an
-        actor that is started anew `restarts` times."""
+        actor that is started anew, `restarts` times unless it worked well in between (`rl.scorer`)."""
         if mode not in MODES:
             raise ValueError(f"learned reward: mode '{mode}' is not known; expected one of {', '.join(MODES)}")
         if anneal < 0 or (anneal and mode != "dense"):
