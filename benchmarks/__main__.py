@@ -1,7 +1,7 @@
 """All ratios of this machine: `make bench`, or `python -m benchmarks [NAME ...] [--only-table]`.
 
 Runs the programs one after another, each with its own defaults, then prints one table of every ratio that they have
-ever written to results.json and puts it on top of RESULTS.md. A program that fails is named, and the others go on.
+ever written to results.json and puts it on top of RESULTS.md; `--only-table` does the latter alone. A program that fails is named, and the others go on.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROGRAMS)}; all if none is named")
-    parser.add_argument("--only-table", action="store_true", help="measure nothing, show what results.json has")
+    parser.add_argument("--only-table", action="store_true", help="measure nothing, collect what results.json has")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(PROGRAMS)):
         parser.error(f"unknown programs {unknown}; expected some of {', '.join(PROGRAMS)}")
@@ -70,9 +70,11 @@ def main() -> int:
     path = HERE / "results.json"
     text = as_table(json.loads(path.read_text()) if path.exists() else {})
     print(text)
-    if not args.only_table:
-        note = "".join(f"\n\n{w}: its rows are from an earlier run, if there was one." for w in wrong)
-        write_section("all", f"## All ratios\n\n{hardware()}\n\n{text}{note}\n\nCommand: `make bench`.", first=True)
+    note = "".join(f"\n\n{w}: its rows are from an earlier run, if there was one." for w in wrong)
+    if args.only_table:
+        note = "\n\nCollected from the runs of the sections below, which have their dates; nothing was measured for it."
+    command = "python -m benchmarks " + " ".join(["--only-table"] if args.only_table else args.names)
+    write_section("all", f"## All ratios\n\n{hardware()}\n\n{text}{note}\n\nCommand: `{command.strip()}`.", first=True)
     for w in wrong:
         print(w, file=sys.stderr)
     return 1 if wrong else 0

@@ -43,6 +43,10 @@ def test_a_failure_is_named_and_the_rest_goes_on(
     monkeypatch.setattr("sys.argv", ["benchmarks", "sims"])
     assert bench.main() == 0
     assert ran[-1] == "sims"
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only-table"])
+    assert bench.main() == 0
+    assert ran[-1] == "sims"  # nothing more
+    assert "nothing was measured for it" in (tmp_path / "page").read_text()
     monkeypatch.setattr("sys.argv", ["benchmarks", "sim"])
     with pytest.raises(SystemExit):
         bench.main()
