@@ -1,7 +1,8 @@
 """All ratios of this machine: `make bench`, or `python -m benchmarks [NAME ...] [--only-table]`.
 
 Runs the programs one after another, each with its own defaults, then prints one table of every ratio that they have
-ever written to results.json and puts it on top of RESULTS.md; `--only-table` does the latter alone. A program that fails is named, and the others go on.
+ever written to results.json and puts it on top of RESULTS.md; `--only-table` does the latter alone. A program that
+fails is named, and the others go on.
 """
 
 import argparse
