@@ -77,14 +77,16 @@ def blur(images: Tensor, *, sigma: float, size: int = 0) -> Tensor:
 def controller_view(
     images: Tensor, rng: torch.Generator, names: Sequence[str], *, same: bool = False, share: float = 0.5
 ) -> Tensor:
-    """GENIMA's controller sees elastic fields, colours and shifts (pad 4), each with probability `share`; and noise."""
+    """GENIMA's controller sees elastic fields, colours and shifts, each with probability `share`; and noise.
+
+    Fields and shifts are GENIMA's for pictures of 256 pixels (pad 4), and shrink with smaller ones."""
     if not names:
         return images
     size = min(images.shape[2:])
     known = {
         "elastic": lambda x: elastic(x, rng, sigma=min(10.0, size / 25.6), alpha=min(80.0, size / 3.2), same=same),
         "colorjitter": lambda x: colour_jitter(x, rng, same=same),
-        "crop": lambda x: crop(x, rng, pad=min(4, size // 8), same=same),
+        "crop": lambda x: crop(x, rng, pad=min(4, max(1, size // 64)), same=same),
     }
     check_names(names, (*known, "noise"))
     for name, change in known.items():

@@ -108,6 +108,17 @@ def test_half_of_the_pictures_stay() -> None:
     assert 0.4 < kept < 0.65
 
 
+@pytest.mark.parametrize(("size", "most"), [(32, 1), (64, 1), (256, 4)])
+def test_shifts_are_the_same_share_of_every_picture(size: int, most: int) -> None:
+    """Where a sphere is says what to do: four pixels of 64 are as far as sixteen of 256."""
+    images = torch.zeros(64, 3, size, size)
+    images[:, :, size // 2, size // 2] = 255
+    out = augment.controller_view(images, torch.Generator().manual_seed(0), ["crop"], share=1.0)
+    places = (out[:, 0] > 200).nonzero()[:, 1:] - size // 2
+    assert len(places) == 64
+    assert int(places.abs().max()) == most
+
+
 def test_geometry_and_colour_of_the_disturbances() -> None:
     images = pictures()
     assert torch.allclose(augment.elastic(images, torch.Generator(), alpha=0.0), images, atol=0.1)
