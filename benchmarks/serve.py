@@ -71,7 +71,7 @@ class Served:
         self.server = PolicyServer(policy, ServeRun(checkpoint="", port=0))
         self.thread = threading.Thread(target=self.server.forever, daemon=True)
         self.thread.start()
-        self.client = Client(f"ws://127.0.0.1:{self.server.port}", timeout=600.0)
+        self.client = Client(f"ws://127.0.0.1:{self.server.port}", timeout=3600.0)  # compiling takes minutes
         rng = np.random.default_rng(0)
         sizes = self.client.policy["cameras"]
         self.images = {c: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for c, size in sizes.items()}
