@@ -12,11 +12,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from envs import stretch
-from envs.chores.houses import HouseFile, make_houses, room_at, rooms_of
+from envs.chores.houses import HouseFile, make_houses, room_at, rooms_of, to_enter
 from envs.chores.judge import SEE_WITHIN, Judge, Verdict, View
 from envs.chores.plan import Plan
 from envs.chores.route import Route, path_to, plan
-from envs.chores.sample import PICKUP_START, TARGETS, Place, Thing, read_things, sample
+from envs.chores.sample import PICKUP_FACING, PICKUP_START, TARGETS, Place, Thing, read_things, sample
 from envs.chores.tasks import GRASP, TYPES, Chore, TaskFile, check_type, horizon, write_spec
 from envs.thor_link import Link, Start
 from envs.thor_robot import DONE, PICKUP, SUB_DONE, Stretch, nav_meshes, screen, turn
@@ -25,7 +25,7 @@ from envs.types import BadState, EnvConfig, EnvError, EnvSpec, Observation, Rese
 EVALUATION_SEEDS = 1_000_000  # with split=auto, seeds below it are of houses of val, all others of train
 TOP_DOWN = "top_down"  # a drawing of the house and the way, for people
 LOOK_ANGLE = 50.0  # degrees to either side within which the navigation camera may see a target
-HOUSES, RETRIES = 24, 6  # entered at most, if one offers no task of the kind asked for; draws in each
+RETRIES = 6  # draws of a task in each house
 PRIVILEGED: Dict[str, Tuple[int, ...]] = {
     "agent": (4,),  # x, y, z, yaw
     "worked": (),  # whether the last action did, by SPOC's rules
@@ -62,6 +62,7 @@ class Ai2thor:
         episodes_per_house: int = 1,
         targets: Sequence[str] = TARGETS,
         pickup_start: Sequence[float] = PICKUP_START,
+        pickup_facing: Sequence[float] = PICKUP_FACING,
         task_file: str = "",
         shake_cameras: bool = True,
         random_materials: float = 0.0,
@@ -80,9 +81,9 @@ class Ai2thor:
 
         `houses`: generated, or a file or folder of ProcTHOR houses; `num_houses` limits how many different ones there
         are; `rooms`: of each generated one. In training, `episodes_per_house` follow one another in a house.
-        `pickup_start`: metres from the target at which a drawn PickupType begins, least and most.
-        `task_file`: written tasks instead of drawn ones. `random_materials`: the chance of other materials in an
-        episode, of train houses."""
+        `pickup_start`: metres from the target at which a drawn PickupType begins, least and most; `pickup_facing`:
+        degrees to the right of straight ahead at which it lies then (the arm points to 90). `task_file`: written tasks
+        instead of drawn ones. `random_materials`: the chance of other materials in an episode, of train houses."""
         if name != "stretch":
             raise EnvError(f"ai2thor: there is no robot '{name}'; expected 'stretch'")
         if split not in ("auto", "train", "val", "test"):
@@ -93,15 +94,14 @@ class Ai2thor:
         self.houses = make_houses(houses, databases=databases, limit=num_houses, rooms=rooms)
         self.file = TaskFile(task_file) if task_file else None
         self.split, self.targets, self.own_horizon = split, tuple(targets), max_steps
-        self.shake, self.materials, self.pickup_start = shake_cameras, random_materials, _span(pickup_start)
+        self.shake, self.materials = shake_cameras, random_materials
+        self.near = {"pickup_start": _span(pickup_start), "pickup_facing": _angles(pickup_facing)}
         self.sizes, self.drawn = _cameras(cameras)
         spec = stretch.spec(max_steps=max_steps or max(horizon(k) for k in kinds), tasks=kinds)
         shown = {**self.sizes, **self.drawn}
         self.spec: EnvSpec = replace(spec, cameras=shown, privileged=dict(PRIVILEGED), seed_block=episodes_per_house)
-        start = Start(
-            backend, transport, executable, commit_id, platform, gpu, mini_arguments, start_deadline_s,
-            house_deadline_s, action_deadline_s,
-        )  # fmt: skip
+        start = Start(backend, transport, executable, commit_id, platform, gpu, mini_arguments, start_deadline_s,
+                      house_deadline_s, action_deadline_s)  # fmt: skip
         self.link: Optional[Link] = Link(start, size=screen(next(iter(self.sizes.values()))))
         self.robot = Stretch(self.link)
         self.house: Tuple[str, int] = ("", -1)
@@ -192,15 +192,15 @@ class Ai2thor:
             return chore, self._stand(chore, rng)
         count = self.houses.count(split)
         number = seed // (self.spec.seed_block if split == "train" else 1)
-        houses = max(RETRIES, min(HOUSES, count))
-        for further in range(houses):
-            self._enter(split, (number + further) % count)
+        houses = to_enter(number, count)
+        for further, house in enumerate(houses):
+            self._enter(split, house)
             for again in range(RETRIES):
                 try:
-                    chore = sample(task, self.place, rng, targets=self.targets, pickup_start=self.pickup_start)
+                    chore = sample(task, self.place, rng, targets=self.targets, **self.near)
                     return chore, self._stand(chore, rng)
                 except EnvError:
-                    if (further, again) == (houses - 1, RETRIES - 1):
+                    if (further, again) == (len(houses) - 1, RETRIES - 1):
                         raise
         raise AssertionError("unreachable")
 
@@ -351,6 +351,17 @@ def _span(metres: Sequence[float]) -> Tuple[float, float]:
     if len(values) != 2 or not 0.0 <= values[0] < values[1]:
         raise EnvError(
             f"ai2thor: pickup_start is {values}; expected the least and the most metres, such as {PICKUP_START}"
+        )
+    return values[0], values[1]
+
+
+def _angles(degrees: Sequence[float]) -> Tuple[float, float]:
+    """Least and most degrees to the right of straight ahead."""
+    values = [float(v) for v in degrees]
+    if len(values) != 2 or not -180.0 <= values[0] < values[1] <= 180.0:
+        raise EnvError(
+            f"ai2thor: pickup_facing is {values}; expected the least and the most degrees to the right of straight "
+            f"ahead, between -180 and 180, such as {list(PICKUP_FACING)}"
         )
     return values[0], values[1]
 

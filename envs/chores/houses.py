@@ -17,6 +17,8 @@ from envs.types import EnvError
 
 SPLITS = ("train", "val", "test")
 SCHEMA = "1.0.0"
+LEAP = 1_000_003  # a prime, so that every house of a file is reached
+LEAST, MOST = 6, 24  # houses entered for one episode
 Point = Tuple[float, float]
 
 
@@ -30,6 +32,13 @@ class Houses(Protocol):
     def get(self, split: str, number: int) -> Dict[str, Any]:
         """A house by its number in [0, count)."""
         ...
+
+
+def to_enter(number: int, count: int) -> List[int]:
+    """The houses to try for an episode, in turn: its own, then distant ones.
+
+    Were it the next ones, neighbouring episodes would end in the same house where few houses offer their task."""
+    return [(number + further * LEAP) % count for further in range(max(LEAST, min(MOST, count)))]
 
 
 class Generated:

@@ -25,6 +25,7 @@ TARGETS = (
 GRASP_HEIGHT = (0.15, 1.15)  # metres; where the arm gets to
 GRASP_REACH = 0.75  # metres from a standing place to the target
 PICKUP_START = (0.45, 1.3)  # metres from the target, unless a recipe says otherwise
+PICKUP_FACING = (-60.0, 60.0)  # degrees from straight ahead, to the right, at which the target lies then
 NEAR = 1.0  # metres; of ObjectNavLocalRef
 TRIES = 12  # starts, and targets of a category
 Path = Optional[List[Point]]
@@ -85,8 +86,10 @@ def sample(
     *,
     targets: Sequence[str] = TARGETS,
     pickup_start: Tuple[float, float] = PICKUP_START,
+    pickup_facing: Tuple[float, float] = PICKUP_FACING,
 ) -> Chore:
-    """A task of this type; PickupType begins within `pickup_start` metres. Raises EnvError if the house offers none."""
+    """A task of this type; PickupType begins within `pickup_start` metres of the target, which then lies within
+    `pickup_facing` degrees to the right of straight ahead. Raises EnvError if the house offers none."""
     if not len(place.standing):
         raise EnvError(f"ai2thor: {task_type}: there is no place in this house where the robot can stand")
     if task_type == "RoomVisit":
@@ -99,7 +102,7 @@ def sample(
     for kind in rng.permutation(kinds).tolist():
         chore = _about(task_type, kind, place, rng)
         if chore is not None:
-            ready = _begun(chore, place, rng, pickup_start)
+            ready = _begun(chore, place, rng, pickup_start, pickup_facing)
             if ready is not None:
                 return ready
     raise EnvError(
@@ -194,12 +197,18 @@ def _graspable(thing: Thing, place: Place) -> bool:
     return bool((away <= GRASP_REACH).any())
 
 
-def _begun(chore: Chore, place: Place, rng: np.random.Generator, pickup_start: Tuple[float, float]) -> Optional[Chore]:
+def _begun(
+    chore: Chore,
+    place: Place,
+    rng: np.random.Generator,
+    pickup_start: Tuple[float, float],
+    pickup_facing: Tuple[float, float],
+) -> Optional[Chore]:
     """The task with a start from which a target can be reached."""
     things = [place.things[t] for t in chore.targets]
     for _ in range(TRIES):
         if chore.task_type == "PickupType":
-            start = _start(place, rng, [things[int(rng.integers(len(things)))]], pickup_start)
+            start = _start(place, rng, [things[int(rng.integers(len(things)))]], pickup_start, pickup_facing)
         else:
             start = _start(place, rng, things, (SEE_WITHIN, np.inf))
         if start is None:
@@ -211,9 +220,13 @@ def _begun(chore: Chore, place: Place, rng: np.random.Generator, pickup_start: T
 
 
 def _start(
-    place: Place, rng: np.random.Generator, things: Optional[List[Thing]], away: Tuple[float, float]
+    place: Place,
+    rng: np.random.Generator,
+    things: Optional[List[Thing]],
+    away: Tuple[float, float],
+    facing: Tuple[float, float] = PICKUP_FACING,
 ) -> Optional[Tuple[float, float, float, float]]:
-    """A pose whose distance to the nearest of the things is within bounds; near a thing, it is roughly faced."""
+    """A pose whose distance to the nearest of the things is within bounds; one near a thing has it at `facing`."""
     free = place.standing
     if things:
         apart = np.stack([np.hypot(*(free[:, [0, 2]] - t.centre[[0, 2]]).T) for t in things]).min(0)
@@ -224,7 +237,7 @@ def _start(
     yaw = float(rng.integers(12) * 30)
     if things and np.isfinite(away[1]):
         ahead = things[0].centre - (x, y, z)
-        yaw = round((np.degrees(np.arctan2(ahead[0], ahead[2])) + rng.uniform(-60, 60)) / 6) * 6 % 360
+        yaw = round((np.degrees(np.arctan2(ahead[0], ahead[2])) + rng.uniform(-facing[1], -facing[0])) / 6) * 6 % 360
     return x, y, z, float(yaw)
 
 

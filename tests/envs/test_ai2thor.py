@@ -203,6 +203,7 @@ def test_training_stays_in_a_house_for_some_episodes(tmp_path: Path) -> None:
         ({"backend": "unity", "executable": "no/such/thor"}, "executable 'no/such/thor' does not exist"),
         ({"commit_id": "abc"}, "are for backend=unity"),
         ({"pickup_start": [0.8, 0.5]}, r"pickup_start is \[0.8, 0.5\]; expected the least and the most"),
+        ({"pickup_facing": [90]}, r"pickup_facing is \[90.0\]; expected the least and the most degrees"),
         ({"name": "locobot"}, "there is no robot 'locobot'"),
         ({"cameras": {"front": [64, 112]}}, "cameras .* cannot be had"),
         ({"cameras": {stretch.NAVIGATION: [64, 112], stretch.MANIPULATION: [32, 56]}}, "of one size"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs import stretch
-from envs.chores.houses import HouseFile, check_house, make_houses, room_at, rooms_of
+from envs.chores.houses import HouseFile, check_house, make_houses, room_at, rooms_of, to_enter
 from envs.chores.judge import SUCCESS, Judge, View
 from envs.chores.plan import TARGET, Plan
 from envs.chores.route import Leg, count_actions
@@ -284,6 +284,14 @@ def test_every_kind_of_task_can_be_drawn_and_repeats(kind: str) -> None:
             assert kind == "ObjectNavAffordance" or any(n in chore.instruction for n in names)
 
 
+def test_neighbouring_episodes_do_not_end_in_the_same_house() -> None:
+    endless = [to_enter(number, 2**30) for number in range(50)]
+    assert [houses[0] for houses in endless] == list(range(50))
+    assert len({h for houses in endless for h in houses}) == sum(len(houses) for houses in endless)
+    assert sorted(to_enter(3, 20)) == list(range(20))  # of few, each is tried
+    assert set(to_enter(7, 1)) == {0}
+
+
 def test_starts_are_far_from_what_is_sought_and_near_what_is_picked_up() -> None:
     rng = np.random.default_rng(0)
     here = place(thing("Mug|1", 1, 1))
@@ -293,6 +301,23 @@ def test_starts_are_far_from_what_is_sought_and_near_what_is_picked_up() -> None
     assert max(math.dist((s[0], s[2]), (1, 1)) for s in near if s) <= 1.3
     chosen = [sample("PickupType", here, rng, pickup_start=(0.7, 0.8)).start for _ in range(20)]
     assert all(s and 0.7 <= math.dist((s[0], s[2]), (1, 1)) <= 0.8 for s in chosen)
+
+
+def test_what_is_picked_up_lies_to_the_side_that_a_recipe_asks_for() -> None:
+    rng = np.random.default_rng(0)
+    here = place(thing("Mug|1", 1, 1))
+
+    def sides(**options: Any) -> list[float]:
+        """Degrees to the right of straight ahead at which the mug lies."""
+        starts = [sample("PickupType", here, rng, **options).start for _ in range(30)]
+        return [
+            (math.degrees(math.atan2(1 - s[0], 1 - s[2])) - s[3] + 180) % 360 - 180 for s in starts if s is not None
+        ]
+
+    usual, right = sides(), sides(pickup_facing=(50.0, 130.0))
+    assert len(usual) == len(right) == 30
+    assert -64 < min(usual) < 0 < max(usual) < 64  # yaws are multiples of 6 degrees
+    assert 46 < min(right) < 70 < 110 < max(right) < 134
 
 
 def test_what_cannot_be_reached_is_not_asked() -> None:
