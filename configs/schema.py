@@ -45,7 +45,10 @@ def locate(target: str, path: str) -> Any:
         raise ValueError(f"{where}: there is no module '{e.name}'; check its spelling") from e
     if not hasattr(found, name):
         raise ValueError(f"{where}: module '{module}' has no '{name}'; {nearest(name, _classes(found))}")
-    return getattr(found, name)
+    made = getattr(found, name)
+    if not str(getattr(made, "__module__", "")).startswith(ALLOWED):  # a module of ours has only imported it
+        raise ValueError(f"{where} is not a class of ours; {nearest(name, _classes(found))}")
+    return made
 
 
 def check(node: Any, *, origin: Origin, root: str, path: str = "") -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from envs.build import build
+from envs.build import build, targets
 from envs.types import EnvSpec
 from pretrained.tensors import flatten, load_tensors, save_tensors, sync, unflatten
 from pretrained.types import Policy, PolicySpec
@@ -151,6 +151,10 @@ def load_policy(
     card = read_card(folder)
     if env is not None:
         check_env(card.env, env, folder, spare_cameras=spare_cameras)
+    if wrong := [t for t in targets(card.node) if not t.startswith("pretrained.")]:
+        raise ValueError(
+            f"{folder}: _target_ '{wrong[0]}' is not allowed in a checkpoint; only models of pretrained. are"
+        )
     policy = build(merge(card.node, overrides or {}), env=card.env)
     _check_spec(card.policy, policy.spec, folder, loose=bool(overrides))
     weights = load_tensors(folder / "policy.safetensors")

@@ -63,6 +63,8 @@ def test_compose_layers_in_order(tiny: Path) -> None:
         (["step_deadline_s=1,2"], ["lists several values"]),
         (["sim._target_=os.system"], ["is not allowed", "envs., pretrained., rl."]),
         (["sim._target_=envs.toy.Toi"], ["module 'envs.toy' has no 'Toi'", "did you mean 'Toy'?"]),
+        (["sim._target_=envs.child.subprocess"], ["is not a class of ours"]),
+        (["sim._target_=envs.cache.Path"], ["is not a class of ours"]),  # it has only been imported there
         (["sim._target_=envs.toi.Toy"], ["no module 'envs.toi'"]),
         (["step_deadline_s=???"], ["'step_deadline_s' has no value"]),
         (["~sim.nothing"], ["no such key"]),

@@ -49,6 +49,7 @@ NODE = {"_target_": "pretrained.dummy_checkpoint.Dummy", "width": 4, "kernel": {
 def _importable(monkeypatch):
     module = types.ModuleType("pretrained.dummy_checkpoint")
     module.Dummy = Dummy
+    monkeypatch.setattr(Dummy, "__module__", module.__name__)
     monkeypatch.setitem(sys.modules, "pretrained.dummy_checkpoint", module)
 
 
@@ -236,11 +237,28 @@ def test_incomplete_card_is_named(tmp_path):
         checkpoint.load_policy(folder)
 
 
-def test_foreign_targets_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("os.system", "is not allowed"),
+        ("envs.install.install", "is not allowed in a checkpoint"),  # ours, but no model
+        ("pretrained.checkpoint.subprocess", "is not a class or function of ours"),
+        ("pretrained.checkpoint.Path", "is not a class or function of ours"),
+    ],
+)
+def test_foreign_targets_are_refused(tmp_path, target, words):
     folder = tmp_path / "step_1"
     written(folder)
-    replace_in_card(folder, node={"_target_": "os.system", "command": "true"})
-    with pytest.raises(ValueError, match="'os.system' is not allowed"):
+    replace_in_card(folder, node={"_target_": target, "command": "true"})
+    with pytest.raises(ValueError, match=f"'{target}' {words}"):
+        checkpoint.load_policy(folder)
+
+
+def test_foreign_targets_inside_a_policy_are_refused_before_it_is_built(tmp_path):
+    folder = tmp_path / "step_1"
+    written(folder)
+    replace_in_card(folder, node={**NODE, "kernel": {"parts": [{"_target_": "rl.finetune.finetune"}]}})
+    with pytest.raises(ValueError, match=r"'rl.finetune.finetune' is not allowed in a checkpoint"):
         checkpoint.load_policy(folder)
 
 

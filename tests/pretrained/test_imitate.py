@@ -78,6 +78,7 @@ CLIP = {**CHUNK, "encoder": {"_target_": "pretrained.encoders.ClipEncoder", "mod
 def dummy_module():
     """Policies are found by their path, and only in our own packages."""
     module = types.ModuleType("pretrained.dummy_imitate")
+    Linear.__module__ = module.__name__
     module.Linear = Linear
     return module
 

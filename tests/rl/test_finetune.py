@@ -285,6 +285,7 @@ class Motion:
 
 
 def test_rewards_from_frames(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Motion, "__module__", "rl.rewards.sparse")
     monkeypatch.setattr("rl.rewards.sparse.Motion", Motion, raising=False)
     motion = {"motion": {"weight": 2.0, "term": {"_target_": "rl.rewards.sparse.Motion"}}}
     finetune(settings(trained, tmp_path, rewards=SUCCESS | motion, iterations=1))

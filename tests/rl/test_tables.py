@@ -53,6 +53,7 @@ def test_tables_of_ones_own_need_no_edit_elsewhere(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of six episodes lose their simulator in every attempt, and begin again each time."""
+    monkeypatch.setattr(Distances, "__module__", "rl.tables")
     monkeypatch.setattr("rl.tables.Distances", Distances, raising=False)
     config = replace(toy(**SIM, crash_at=1, fault_seed=2), tables={"_target_": "rl.tables.Distances", "unit": 0.5})
     summary = evaluate(EvaluateRun(str(trained), config, str(tmp_path), episodes=6, workers=2, videos=0, quiet=True))
