@@ -190,7 +190,7 @@ def _tree(verb: str, words: list[str], dry: bool) -> dict[str, Any]:
         print(dump(tree), end="")
         return {}
     _show_token(tree.get("ray_address", ""))
-    return _with_origin(tree, verb, "python launch.py " + " ".join([verb, *words]))
+    return _with_origin(tree, verb, shlex.join(["python", "launch.py", verb, *words]))
 
 
 def _show_token(address: str) -> None:

@@ -43,7 +43,7 @@ def finetune(run: FinetuneRun) -> Path:
         with alone(out), Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
             start = _start(run, out)
             run = replace(run, policy_overrides=start.overrides)
-            _begin(ledger, start)
+            _begin(ledger, start, run.command)
             began = time.monotonic()
             engine = _engine(run, start)
             try:
@@ -60,16 +60,17 @@ def finetune(run: FinetuneRun) -> Path:
         ) from e
 
 
-def _begin(ledger: Ledger, start: Start) -> None:
+def _begin(ledger: Ledger, start: Start, command: str) -> None:
     """Tell the ledger that a run begins, or where it goes on."""
     told = list(read(ledger.path))
     if not told:
-        ledger.write("began")
+        ledger.write("began", command=command)
         return
     steps = [int(r["env_steps"]) for r in told if "env_steps" in r]
     known = int(start.loop.get("env_steps", 0))
     ledger.write(
         "resumed",
+        command=command,
         iteration=int(start.loop.get("iteration", 0)),
         env_steps=known,
         checkpoint=start.checkpoint.name if start.loop else "",

@@ -223,14 +223,12 @@ def _failures(run_dir: Path) -> str:
 
 
 def _commands(run_dir: Path, summary: Mapping[str, Any]) -> str:
-    commands = [str(summary["command"])] if summary.get("command") else []
-    for side in SIDES:
-        command = read_json(run_dir / f"evaluate_{side}" / "summary.json").get("command")
-        if command and str(command) not in commands:
-            commands.append(str(command))
+    told = [summary, *(r for r in read(run_dir / "ledger.jsonl") if r.get("event") in ("began", "resumed"))]
+    told += [read_json(run_dir / f"evaluate_{side}" / "summary.json") for side in SIDES]
+    commands = list(dict.fromkeys(str(r["command"]) for r in told if r.get("command")))
     out = f"<h2>Commands</h2><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
-    config = run_dir / "config.yaml"
-    if config.is_file():
+    newest = sorted(run_dir.glob("step_*/config.yaml"))[-1:]  # of a run without one of its own
+    for config in [p for p in (run_dir / "config.yaml",) if p.is_file()] or newest:
         out += (
             f"<details><summary>config.yaml</summary><pre>{escape(config.read_text(encoding='utf-8'))}</pre></details>"
         )

@@ -58,6 +58,7 @@ class FinetuneRun:
     dashboard: bool = False  # show the Ray dashboard of a local Ray
     logger: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)  # the resolved configuration, kept with checkpoints
+    command: str = ""  # what was typed, for the ledger and the report
     quiet: bool = False
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """The command line: quick help, one-line errors, dry runs, and the whole way from words to a run's settings."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -141,6 +142,9 @@ def test_evaluate_prints_its_figures_and_records_the_command(
     assert launch.main(["evaluate", "env=toy", "checkpoint=x"]) == 0
     assert "success 50.0% [40.0%, 60.0%] of 100 episodes" in capsys.readouterr().out
     assert seen[0].command == "python launch.py evaluate env=toy checkpoint=x"
+    words = ["evaluate", "env=toy", "env.tasks=[red, blue]", "checkpoint=runs/$HOME/a b"]
+    assert launch.main(words) == 0
+    assert shlex.split(seen[1].command)[2:] == words  # as a shell reads it
     summary["episodes"] = 0
     assert launch.main(["evaluate", "env=toy", "checkpoint=x"]) == 1
 

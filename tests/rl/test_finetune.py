@@ -14,6 +14,7 @@ from pretrained.checkpoint import find, load_learner, load_policy, read_card, sa
 from rl.finetune import finetune
 from rl.invariants import broken
 from rl.ledger import account, alone, read, surviving
+from rl.report import report
 from rl.run import FinetuneRun
 from rl.throughput import bottleneck
 from rl.types import Segment
@@ -60,7 +61,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def test_three_iterations_and_their_account(trained: Path, tmp_path: Path) -> None:
-    last = finetune(settings(trained, tmp_path, num_workers=2, save_every=2))
+    last = finetune(settings(trained, tmp_path, num_workers=2, save_every=2, command="launch.py finetune"))
     assert last == tmp_path / "step_000003"
     assert [p.name for p in sorted(tmp_path.glob("step_*"))] == ["step_000002", "step_000003"]
     rows = log(tmp_path)
@@ -69,6 +70,7 @@ def test_three_iterations_and_their_account(trained: Path, tmp_path: Path) -> No
     assert all(r["loss/first_log_ratio"] < 1e-4 for r in rows)
     assert all(r["loss/rollout_log_prob_gap"] < 1e-3 for r in rows)  # every round acted with the learner's weights
     records = list(read(tmp_path / "ledger.jsonl"))
+    assert (records[0]["event"], records[0]["command"]) == ("began", "launch.py finetune")
     episodes = [r for r in records if r["event"] == "episode"]
     assert len(episodes) == sum(r["rollout/episodes"] for r in rows) >= 6
     assert len({(e["seed"]) for e in episodes}) == len(episodes)  # workers draw different initial states
@@ -84,6 +86,20 @@ def test_three_iterations_and_their_account(trained: Path, tmp_path: Path) -> No
     state = load_learner(last)
     assert state is not None
     assert state["learner"]["iteration"] == 3
+
+
+def test_secrets_are_neither_written_nor_said(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a run keeps, the variables of its environment are no part of it."""
+    for name in ("WANDB_API_KEY", "RAY_AUTH_TOKEN", "TEMPER_SERVE_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "canary-7c41")
+    finetune(settings(trained, tmp_path, iterations=1, logger={"tensorboard": True}, quiet=False))
+    page = report(tmp_path)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {page, tmp_path / "ledger.jsonl"} <= set(files)
+    assert [p for p in files if b"canary-7c41" in p.read_bytes()] == []
+    assert "canary-7c41" not in "".join(capfd.readouterr())
 
 
 def test_lockstep_repeats_to_the_bit(trained: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from rl.page import table, video, write_page
+from rl.report import report
 from rl.store import COLUMNS, Store
 from rl.sweep_report import sweep_report
 from tests.browser import FOUND, Browser
+from tests.rl.test_report import write_evaluation
 
 PERTURBATIONS = ("none", "light_color_and_table_texture")
 PHONE = {"width": 360, "height": 740}
@@ -62,6 +64,29 @@ def test_a_sweep_on_a_phone(browser: Browser, tmp_path: Path) -> None:
     assert browser.value("[...document.querySelectorAll('video')].filter(v => v.error).length") == 0
     assert browser.value("document.querySelectorAll('video').length") == 4
     assert browser.picture(tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_run_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    for side, share in (("before", 3), ("after", 8)):
+        write_evaluation(tmp_path / f"evaluate_{side}", [i % 10 < share for i in range(40)])
+    rows = [{"iteration": i, "env_steps": 500 * i, "wall_s": 9.0 * i, "rollout/success": 0.3 + i / 40, "loss/kl": 0.01}
+            for i in range(20)]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command = "python launch.py finetune run=libero_object_0 checkpoint=runs/libero_object_0/imitation/step_00001500"
+    told = [{"event": "began", "command": command}, {"event": "iteration", "iteration": 1, "device_s": 60.0}]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(r) + "\n" for r in told))
+    page = report(tmp_path)
+    browser.open(page, **PHONE)
+    assert browser.errors == []
+    assert [r for r in browser.requests if not r.startswith(("file://", "data:"))] == []
+    assert sum(r.startswith("file://") for r in browser.requests) == 1
+    assert browser.value("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert browser.value("document.querySelector('svg.chart').getBoundingClientRect().height") > 50
+    assert browser.value("document.querySelectorAll('video').length") == 4
+    assert browser.value("[...document.querySelectorAll('video')].filter(v => v.error).length") == 0
+    shown = browser.value("document.body.innerText")
+    assert command in shown
+    assert "device time per success point" in shown
 
 
 def test_the_browser_would_tell(browser: Browser, tmp_path: Path) -> None:

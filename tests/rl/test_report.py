@@ -65,6 +65,33 @@ def test_page_tells_the_whole_run(run_dir: Path) -> None:
     assert not list(run_dir.glob("*.part"))
 
 
+def test_page_of_a_run_on_its_own_has_its_commands_and_configuration(run_dir: Path) -> None:
+    """From the ledger, each once, and from the newest checkpoint."""
+    (run_dir / "config.yaml").unlink()
+    for step in ("step_000009", "step_000010"):
+        (run_dir / step).mkdir()
+        (run_dir / step / "config.yaml").write_text(f"from: {step}\n")
+    lives = [{"event": "began", "command": "python launch.py finetune seed=8"}, {"event": "resumed"},
+             {"event": "resumed", "command": "python launch.py finetune seed=8"},
+             {"event": "resumed", "command": "python launch.py finetune seed=8 iterations=9"}]  # fmt: skip
+    with (run_dir / "ledger.jsonl").open("a") as file:
+        file.writelines(json.dumps(r) + "\n" for r in lives)
+    text = read_page(report(run_dir)).text
+    assert text.count("finetune seed=8") == 2
+    assert "finetune seed=8 iterations=9" in text
+    assert "from: step_000010" in text
+    assert "from: step_000009" not in text
+
+
+def test_page_says_where_the_time_went_and_what_a_point_cost(run_dir: Path) -> None:
+    seconds = {"device_s": 7260.0, "busy_s": 3630.0, "idle_s": 3267.0, "lost_s": 363.0}
+    with (run_dir / "ledger.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "iteration", "iteration": 1, **seconds}) + "\n")
+    text = read_page(report(run_dir)).text
+    assert "2 h 01 min: 50% busy, 45% idle, 5% lost to failures" in text
+    assert re.search(r"device time per success point\s*2 min 12 s", text)  # 7260 s for the way from 30 % to 85 %
+
+
 def test_page_says_what_still_fails_and_how_to_see_it(run_dir: Path) -> None:
     after = run_dir / "evaluate_after"
     (after / "videos" / "000_seed0_success.mp4").rename(after / "videos" / "090_seed90_failure.mp4")
