@@ -1,5 +1,6 @@
 """The command line: `python launch.py <verb> [group=choice] [key=value ...]`. Nothing here does any work itself."""
 
+import errno
 import os
 import shlex
 import sys
@@ -50,7 +51,7 @@ def main(words: Sequence[str]) -> int:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as e:
-        if "--debug" in flags or not _said_by_us(e):
+        if "--debug" in flags or not (getattr(e, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or _said_by_us(e)):
             raise
         print(f"{verb}: {e}\n(--debug shows where this comes from)", file=sys.stderr)
         return 2

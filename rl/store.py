@@ -4,6 +4,7 @@ Only the driver of a sweep writes, one transaction per cell, so a sweep that is 
 none by halves. Cells are named by the hash of what determines their outcome: nothing is measured twice.
 """
 
+import errno
 import json
 import sqlite3
 import time
@@ -79,14 +80,20 @@ class Store:
         summary: Mapping[str, Any],
         error: str = "",
     ) -> None:
-        """Add a cell with its episodes, or replace it, in one transaction."""
+        """Add a cell with its episodes, or replace it, in one transaction. Raises OSError if the disk is full."""
         rows = [(key, *(r[c] for c in COLUMNS)) for r in records]
         cell = (key, json.dumps(content, sort_keys=True), time.time(), wall_s, len(rows), error, json.dumps(summary))
-        with self._db:
-            self._db.execute("delete from episodes where key = ?", (key,))
-            self._db.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", cell)
-            marks = ", ".join("?" * (len(COLUMNS) + 1))
-            self._db.executemany(f"insert into episodes values ({marks})", rows)
+        marks = ", ".join("?" * (len(COLUMNS) + 1))
+        try:
+            with self._db:
+                self._db.execute("delete from episodes where key = ?", (key,))
+                self._db.execute("insert or replace into cells values (?, ?, ?, ?, ?, ?, ?)", cell)
+                self._db.executemany(f"insert into episodes values ({marks})", rows)
+        except sqlite3.OperationalError as e:
+            if "full" not in str(e):
+                raise
+            text = f"the disk of {self.path} is full ({e}); free some of it and give the same command again"
+            raise OSError(errno.ENOSPC, f"{text}: finished cells are kept") from e
 
     def episodes(self, keys: Sequence[str]) -> list[dict[str, Any]]:
         """The episodes of some cells, in the order of the keys and of the plan."""

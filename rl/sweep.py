@@ -20,7 +20,7 @@ from envs.types import EnvConfig
 from pretrained.progress import Bar
 from rl.cells import Cell, Checkpoint, checkpoints, perturbed, plan
 from rl.evaluate import EvaluateRun, evaluate
-from rl.ledger import read
+from rl.ledger import alone, read
 from rl.sequential import PairTest, pair_test
 from rl.stats import best
 from rl.store import Store
@@ -111,7 +111,7 @@ def sweep(run: SweepRun) -> Path:
     out, chosen = Path(run.out), checkpoints(run.checkpoints)
     tasks = list(run.tasks) or list(run.env.tasks) or _all_tasks(run.env)
     out.mkdir(parents=True, exist_ok=True)
-    with Store(out / RESULTS) as store:
+    with alone(out), Store(out / RESULTS) as store:
         store.remember(command=run.command, config=json.dumps(dict(run.config)), first=chosen[0].name, chosen="")
         store.remember(stop=json.dumps(dict(run.stop)), decisions="{}")
         planned: list[Cell] = []

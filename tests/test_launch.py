@@ -102,6 +102,16 @@ def test_bugs_keep_their_traceback_and_debug_shows_all(monkeypatch: pytest.Monke
         launch.main(["doctor"])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever finds out: here, a library."""
+    monkeypatch.setitem(
+        launch.VERBS, "doctor", launch.VERBS["doctor"]._replace(call=lambda *_: Path("/dev/full").write_text("x") or 0)
+    )
+    assert launch.main(["doctor"]) == 2
+    assert "doctor: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (EnvError("toy: no"), 2)])
 def test_exit_status(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(words: list[str], dry: bool) -> int:

@@ -1,6 +1,8 @@
 """A sweep measures every cell once, whatever interrupts it; choices and early ends keep their promises."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,8 @@ import rl.sweep
 from pretrained.checkpoint import save
 from rl.cells import checkpoints, perturbed
 from rl.evaluate import EvaluateRun
-from rl.store import Store
+from rl.ledger import alone
+from rl.store import COLUMNS, Store
 from rl.sweep import RESULTS, Result, SweepRun, describe, sweep
 from rl.sweep_report import sweep_report
 from tests.page_parts import read_page
@@ -238,6 +241,28 @@ def test_a_killed_writer_leaves_whole_cells(tmp_path: Path) -> None:
             cells = store.finished()
             assert len(cells) > told
             assert len(store.episodes(sorted(cells))) == 50 * len(cells)
+
+
+def test_a_full_disk_keeps_whole_cells_and_says_so(tmp_path: Path) -> None:
+    row = dict.fromkeys(COLUMNS, 0) | {"task": "t", "cause": "x" * 200}
+    rows = [row | {"episode": e} for e in range(50)]
+    with Store(tmp_path / RESULTS) as store:
+        store.put("cell0", {}, rows, wall_s=1.0, summary={})
+        pages = int(store._db.execute("pragma page_count").fetchone()[0])
+        store._db.execute(f"pragma max_page_count = {pages + 1}")  # what SQLite finds on a full disk
+        with pytest.raises(OSError, match=r"is full \(database or disk is full\).*give the same command again") as full:
+            store.put("cell1", {}, rows, wall_s=1.0, summary={})
+        assert full.value.errno == errno.ENOSPC
+    with Store(tmp_path / RESULTS) as store:
+        assert store.finished() == {"cell0"}
+        assert len(store.episodes(["cell0"])) == 50
+
+
+def test_two_sweeps_do_not_measure_the_same_at_once(runs: Path, tmp_path: Path, coins: Coins) -> None:
+    (tmp_path / "s").mkdir()
+    with alone(tmp_path / "s"), pytest.raises(ValueError, match=f"process {os.getpid()} is at work"):
+        sweep(settings(runs, tmp_path / "s"))
+    assert coins.jobs == []
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
