@@ -199,13 +199,14 @@ class RayUp:
     def files(self, name: str, command: Sequence[str]) -> dict[str, str]:
         """The cluster file."""
         start = "ray stop && RAY_AUTH_MODE=token ray start --disable-usage-stats"
+        options = [f"--shm-size={self.shm_gib}g", "--entrypoint=''"]  # `ray up` gives the image `bash` to run
         content: dict[str, Any] = {
             "cluster_name": name,
             "max_workers": sum(g.most or g.nodes for g in self.groups) or len(self.provider.get("worker_ips", [])),
             "idle_timeout_minutes": self.idle_minutes,
             "provider": dict(self.provider),
             "auth": {"ssh_user": self.user},
-            "docker": {"image": self.image, "container_name": "temper", "run_options": [f"--shm-size={self.shm_gib}g"]},
+            "docker": {"image": self.image, "container_name": "temper", "run_options": options},
             "file_mounts": {f"/root/{TOKEN}": f"~/{TOKEN}"},
             "head_start_ray_commands": [
                 f"{start} --head --port={PORT} --num-cpus=0 --dashboard-host=127.0.0.1 "

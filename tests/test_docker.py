@@ -24,6 +24,13 @@ def test_there_is_one_per_simulator_s_interpreter() -> None:
     assert len(FILES) >= 5
 
 
+def test_clusters_find_what_they_call_by_name() -> None:
+    """Ray itself, which lives in the environment of the project, and what KubeRay's probes ask with."""
+    runs = " ".join(rest for word, rest in instructions(ROOT / "docker" / "base.Dockerfile") if word == "RUN")
+    assert "ln -s /temper/.venv/bin/ray /usr/local/bin/ray" in runs
+    assert "wget" in runs.partition("apt-get install")[2].partition("&&")[0].split()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_dockerfile(path: Path) -> None:
     found = instructions(path)

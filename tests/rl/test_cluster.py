@@ -103,6 +103,8 @@ def test_kuberay_manifest(clusters: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["cloud", "own_machines"])
 def test_ray_up_files_fit_ray_s_own_schema(clusters: dict[str, Any], name: str) -> None:
+    from ray.autoscaler._private.docker import docker_start_cmds
+
     found = importlib.util.find_spec("ray")
     assert found is not None
     assert found.origin is not None
@@ -114,6 +116,12 @@ def test_ray_up_files_fit_ray_s_own_schema(clusters: dict[str, Any], name: str) 
     for command in (*content["head_start_ray_commands"], *content["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in command
     assert "--dashboard-host=127.0.0.1" in content["head_start_ray_commands"][0]
+    command = docker_start_cmds(
+        "root", "temper", {}, "temper", content["docker"]["run_options"], "c", "/root", "docker"
+    )
+    words = shlex.split(command)
+    assert words[-2:] == ["temper", "bash"]
+    assert "--entrypoint=" in words  # the image's own would take `bash` for a verb
     if name == "cloud":
         types = content["available_node_types"]
         assert types[content["head_node_type"]]["resources"]["CPU"] == 0  # work goes to the workers
