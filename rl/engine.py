@@ -30,6 +30,7 @@ from rl.placement import learner_gpus, reserve
 from rl.plain import collected, start_ray
 from rl.rollout import Weights, get_weights, put_weights
 from rl.run import FinetuneRun, Iteration, Start, make_algo, needs_of
+from rl.scorer import longest
 from rl.shells import SPACE, Held, PolicyModule, Runner, ShellLearner
 from rl.throughput import segment_metrics
 
@@ -142,7 +143,9 @@ class Temper(Algorithm):
         return {k: float(np.mean([r["metrics"][k] for r in results if k in r["metrics"]])) for k in keys}
 
     def _update(self, run: FinetuneRun, segments: list[Any]) -> list[dict[str, Any]]:
-        """The learners' answers. RLlib's own call would wait for ever for one that hangs."""
+        """The learners' answers. RLlib's own call would wait for ever for one that hangs.
+
+        One that waits for a judge does not hang: it gives the judge up by itself."""
         group = self.learner_group
         if not group.is_remote:
             return group.update(batch_refs=segments, timesteps={})
@@ -154,7 +157,7 @@ class Temper(Algorithm):
             actor.update.remote(training_data=shard, timesteps={}, keep=not i, **kwargs)
             for i, (actor, (shard, kwargs)) in enumerate(zip(actors, shards, strict=True))
         ]
-        return ray.get(asked, timeout=run.learn_timeout_s)
+        return ray.get(asked, timeout=run.learn_timeout_s + longest(run.rewards))
 
     def _seconds(
         self, run: FinetuneRun, reports: list[dict[str, Any]], events: list[dict[str, Any]], learn_s: float

@@ -11,6 +11,7 @@ from envs.build import build
 
 FORGIVEN = 20  # answers in a row, after which a judge may be started anew as often as at first
 START_S = 300.0  # that a judge may take to start, before its first deadline
+TIMEOUT_S = 300.0  # for an answer, if nothing else is said
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,12 @@ class RemoteScorer:
         if self.answers >= FORGIVEN:
             self.left = self.restarts
         return scores
+
+
+def longest(rewards: Mapping[str, Any]) -> float:
+    """Seconds for which the judges of these terms (name -> {weight, term}) may keep one update waiting."""
+    terms = [v["term"] for v in rewards.values() if v["weight"]]
+    return sum(START_S + float(t.get("timeout_s", TIMEOUT_S)) for t in terms if t.get("remote"))
 
 
 def make_scorer(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rl.rewards.progress import shaped
-from rl.scorer import Scorer, ScorerLost, make_scorer
+from rl.scorer import TIMEOUT_S, Scorer, ScorerLost, make_scorer
 from rl.stats import correlation
 from rl.types import Metrics, Segment
 
@@ -49,7 +49,7 @@ class Learned:
         remote: bool = False,
         num_gpus: float = 0.0,
         restarts: int = 2,
-        timeout_s: float = 300.0,
+        timeout_s: float = TIMEOUT_S,
         batch: int = 128,
     ) -> None:
         """`judge`: node of what maps pictures uint8 [M, Y, X, 3] and texts to [M], or with `pictures` > 1 clips of so

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 from rl.engine import RllibEngine, Temper  # noqa: E402
 from rl.plain import EMPTY_ROUNDS, PlainEngine, start_ray  # noqa: E402
+from rl.scorer import START_S  # noqa: E402
 from rl.shells import Runner, ShellLearner  # noqa: E402
 
 ALGO = {"epochs": 2, "minibatches": 2, "lr": {"": 1e-2}, "links": "sum", "reduction": "sum", "clip": 0.2}
@@ -357,6 +359,18 @@ def test_a_single_remote_learner_that_died_between_rounds_is_rebuilt(make: Any) 
     ]
     assert one.iterate().metrics["loss/rollout_log_prob_gap"] < 1e-2
     assert one.learner_state()["iteration"] == 2
+
+
+def test_a_learner_that_waits_for_its_judge_does_not_count_as_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("ray.get", lambda asked, timeout: waited.append(timeout) or [{}])
+    learner = SimpleNamespace(update=SimpleNamespace(remote=lambda **_: None))
+    group = SimpleNamespace(is_remote=True, _worker_manager=SimpleNamespace(actors=lambda: {0: learner}))
+    judge = {"seen": {"weight": 1.0, "term": {"remote": True, "timeout_s": 30.0}}}
+    for rewards in ({}, judge):
+        run: Any = SimpleNamespace(num_learners=1, learn_timeout_s=15.0, rewards=rewards)
+        Temper._update(SimpleNamespace(learner_group=group), run, [object()])  # type: ignore[arg-type]
+    assert waited == [15.0, 15.0 + START_S + 30.0]
 
 
 def test_contract_with_rllib() -> None:

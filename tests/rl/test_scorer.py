@@ -89,6 +89,13 @@ def test_a_judge_that_never_starts_is_given_up(actors: Actors) -> None:
     assert actors.now == 2 * scorer.START_S
 
 
+def test_what_an_update_may_wait_for() -> None:
+    remote, here = {"remote": True, "timeout_s": 30.0}, {"timeout_s": 7.0}
+    rewards = {"a": {"weight": 1.0, "term": remote}, "b": {"weight": 0.0, "term": remote},
+               "c": {"weight": 1.0, "term": here}, "d": {"weight": 2.0, "term": {"remote": True}}}  # fmt: skip
+    assert scorer.longest(rewards) == 2 * scorer.START_S + 30.0 + scorer.TIMEOUT_S
+
+
 def test_rare_losses_are_forgiven_and_frequent_ones_are_not(actors: Actors) -> None:
     one = remote(restarts=1)
     for _ in range(5):  # five losses, with one restart
