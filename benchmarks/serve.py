@@ -134,16 +134,17 @@ def main() -> None:
             for w, t in found.items()
         ]
         results[f"serve/{case}"] = {"ms": {w: round(t[figure], 2) for w, t in found.items()}, "device": args.device}
-    text = table(["policy", "way", "median ms", "95 % ms", "processor ms", "times as fast"], rows)
-    print(text)
-    if not args.no_write:
-        write_results(results)
-        threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
-        ways = "" if args.ways == list(WAYS) else f" --ways {' '.join(args.ways)}"
-        command = (
-            f"Command: `python -m benchmarks.serve --rounds {args.rounds} --device {args.device}{ways}`, {threads}."
-        )
-        write_section("serve", f"## Waiting for VPP\n\n{hardware()}\n\n{text}\n\n{command}")
+        text = table(["policy", "way", "median ms", "95 % ms", "processor ms", "times as fast"], rows)
+        print(text)
+        if not args.no_write:  # after each case: a run that is stopped keeps what it has
+            write_results(results)
+            write_section("serve", f"## Waiting for VPP\n\n{hardware()}\n\n{text}\n\n{_command(args)}")
+
+
+def _command(args: argparse.Namespace) -> str:
+    threads = f"{torch.get_num_threads()} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    ways = "" if args.ways == list(WAYS) else f" --ways {' '.join(args.ways)}"
+    return f"Command: `python -m benchmarks.serve --rounds {args.rounds} --device {args.device}{ways}`, {threads}."
 
 
 if __name__ == "__main__":
