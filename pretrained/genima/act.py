@@ -88,7 +88,7 @@ class ActPolicy(nn.Module):
         self.spec = _spec(env, cameras, horizon, execute, memoryless=self.quirks.first_state == "normalized")
         self.entries, names = _entries(env, state)
         _check(self, env, state_stats, [*plain_state], names)
-        disturb.check_names(augment, ("elastic", "colorjitter", "crop", "noise"))
+        disturb.check_names(augment, disturb.OF_CONTROLLERS)
         self.state_stats, self.dropout, self.augment, self.targets = state_stats, dropout, tuple(augment), targets
         self.kl_weight, self.gripper_weight = kl_weight, gripper_weight
         self.actions = ActionScale(env.low, env.high, binary=self.kernel.binary)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GREY = (0.2989, 0.587, 0.114)
+OF_CONTROLLERS = ("elastic", "colorjitter", "crop", "blur", "noise")
 JITTER = (0.2, 0.2, 0.1, 0.05)  # brightness, contrast, saturation: shares; hue: of the circle
 
 
@@ -79,7 +80,8 @@ def controller_view(
 ) -> Tensor:
     """GENIMA's controller sees elastic fields, colours and shifts, each with probability `share`; and noise.
 
-    Fields and shifts are GENIMA's for pictures of 256 pixels (pad 4), and shrink with smaller ones."""
+    Fields and shifts are GENIMA's for pictures of 256 pixels (pad 4), and shrink with smaller ones. `blur` is ours: a
+    small painter's spheres have neither stripes nor edges."""
     if not names:
         return images
     size = min(images.shape[2:])
@@ -87,8 +89,9 @@ def controller_view(
         "elastic": lambda x: elastic(x, rng, sigma=min(10.0, size / 25.6), alpha=min(80.0, size / 3.2), same=same),
         "colorjitter": lambda x: colour_jitter(x, rng, same=same),
         "crop": lambda x: crop(x, rng, pad=min(4, max(1, size // 64)), same=same),
+        "blur": lambda x: blur(x, sigma=size / 64 * float(torch.empty(()).uniform_(0.5, 2.0, generator=rng))),
     }
-    check_names(names, (*known, "noise"))
+    check_names(names, OF_CONTROLLERS)
     for name, change in known.items():
         if name in names:
             chosen = draw(1, rng, images, same=same)[:, 0] < share

@@ -82,7 +82,7 @@ def pictures(n: int = 3, size: int = 40) -> Tensor:
     return augment.blur(torch.rand(n, 3, size, size, generator=rng) * 255, sigma=1.5)
 
 
-@pytest.mark.parametrize("name", ["elastic", "colorjitter", "crop", "noise"])
+@pytest.mark.parametrize("name", ["elastic", "colorjitter", "crop", "blur", "noise"])
 def test_each_disturbance_disturbs_and_repeats(name: str) -> None:
     images = pictures()
     out = [augment.controller_view(images, torch.Generator().manual_seed(4), [name], share=1.0) for _ in range(2)]
