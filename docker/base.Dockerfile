@@ -10,8 +10,11 @@ WORKDIR /temper
 COPY Makefile requirements.txt requirements-nodeps.txt requirements-dev.txt constraints.txt ./
 RUN make .venv/.stamp
 COPY . .
-# Clusters start Ray by its name, in a login shell, and KubeRay asks by wget whether it is well.
-RUN ln -s /temper/.venv/bin/ray /usr/local/bin/ray
+# Clusters start Ray by its name, in a login shell, which forgets PATH, and KubeRay asks by wget whether it is well. Jobs
+# find `python` where Ray was started.
+RUN ln -s /temper/.venv/bin/ray /usr/local/bin/ray \
+    && echo 'PATH=/temper/.venv/bin:$PATH' > /etc/profile.d/temper.sh
+ENV PATH=/temper/.venv/bin:$PATH
 ENV MUJOCO_GL=osmesa PYTHONUNBUFFERED=1
 ENTRYPOINT [".venv/bin/python", "launch.py"]
 CMD ["--help"]

@@ -204,9 +204,9 @@ class _Camera:
 )
 def test_pictures_of_another_size_or_type(image: np.ndarray, got: str) -> None:
     from envs.wire import make_slab, map_slab, slab_layout
-    from envs.worker import _Host
+    from envs.worker import Host
 
-    host = _Host()
+    host = Host()
     env: Any = _Camera(image)
     host.env = env
     layout, size = slab_layout(host.env.spec, 1)

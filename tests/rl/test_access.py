@@ -65,16 +65,17 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """Demands a token."""
+    """Demands a token. It was started from an activated environment, so that its jobs find `python`."""
     folder = Path(tempfile.mkdtemp(prefix="ray_head_", dir="/tmp"))  # short: sockets are made in it
     host, port, dashboard = own_address(), free_port(), free_port()
     command = [*RAY, "start", "--head", f"--node-ip-address={host}", f"--port={port}", "--num-cpus=3",
                f"--dashboard-host={host}", f"--dashboard-port={dashboard}", "--disable-usage-stats",
                f"--temp-dir={folder}", "--object-store-memory=100000000", "--block"]  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with (folder / "said").open("wb") as said:
         process = subprocess.Popen(
             command, stdout=said, stderr=said, start_new_session=True, cwd=ROOT,
-            env=environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN),
+            env=environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, PATH=path),
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 180
