@@ -282,9 +282,9 @@ def _fit(
     assets = [a for kind in kinds for a in databases.of_type(kind, split)]
     single = [a for a in assets if "Double" not in a.asset_id]
     wide = [a for a in assets if "Double" in a.asset_id]
-    asset = wide[rng.integers(len(wide))] if double and wide and s.length > 2.6 and rng.random() < 0.4 else None
-    asset = asset or single[rng.integers(len(single))]
-    width, height = databases.holes.get(asset.asset_id, asset.size[:2])
+    among = wide if double and wide and s.length > 2.6 and rng.random() < 0.4 else single
+    asset = among[rng.integers(len(among))]
+    width, height = databases.holes.get(asset.asset_id) or asset.size[:2]
     start = float(rng.uniform(0.03, s.length - width - 0.03))
     return Hole(name, asset, start, start + width, 0.0, height)
 
