@@ -52,10 +52,11 @@ def small_diffusion(folder: Path) -> Path:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
     ).save_pretrained(folder / "unet")  # fmt: skip
-    AutoencoderKL(
+    vae: dict[str, Any] = dict(
         block_out_channels=(16, 16, 32, 32), norm_num_groups=8, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+    )  # fmt: skip
+    AutoencoderKL(**vae).save_pretrained(folder / "vae")
     CLIPTextModel(CLIPTextConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                                  num_attention_heads=2, bos_token_id=1, eos_token_id=2)
                   ).save_pretrained(folder / "text_encoder")  # fmt: skip

@@ -31,7 +31,8 @@ class ToyEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         images = {name: gym.spaces.Box(0, 255, (y, x, 3), np.uint8) for name, (y, x) in spec.cameras.items()}
         proprio = gym.spaces.Box(limit.min, limit.max, (spec.proprio_dim,), np.float32)
         self.observation_space = gym.spaces.Dict({**images, "proprio": proprio})
-        self.action_space = gym.spaces.Box(*(b.astype(np.float32) for b in spec.bounds), dtype=np.float32)
+        low, high = (bound.astype(np.float32) for bound in spec.bounds)
+        self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

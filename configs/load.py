@@ -203,7 +203,7 @@ def _for_stage(stage: str, picks: list[str], values: list[Override], folder: Pat
     """The part of the demo's command line that concerns one stage: all groups, shared nodes, and its own section."""
     if not any(p.startswith("run=") for p in picks):
         picks = [*picks, f"run={DEMO}"]
-    taken = parameters(str(OmegaConf.load(folder / f"{stage}.yaml")["_target_"]), stage)
+    taken = parameters(str(OmegaConf.select(OmegaConf.load(folder / f"{stage}.yaml"), "_target_")), stage)
     out = list(picks)
     for value in values:
         head = value.key_or_group.split(".")[0]

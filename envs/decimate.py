@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -103,11 +103,11 @@ def decimate(mesh: Mesh, target: int, *, preserve_border: bool) -> Optional[Mesh
     places, faces, kept = _weld(mesh.places[mesh.faces] / size, mesh.uv)
     if len(faces) <= target:
         return None
-    coarse, coarse_faces, collapses = fast_simplification.simplify(
+    found: Any = fast_simplification.simplify(
         places, faces.astype(np.int32), target_count=target, agg=AGGRESSION, preserve_border=preserve_border,
         return_collapses=True,
     )  # fmt: skip
-    coarse, coarse_faces = np.asarray(coarse, np.float64), np.asarray(coarse_faces, np.int64)
+    coarse, coarse_faces, collapses = np.asarray(found[0], np.float64), np.asarray(found[1], np.int64), found[2]
     uv = None
     if mesh.uv is not None:
         heirs = _heirs(collapses, faces, len(places))
@@ -159,10 +159,10 @@ def _inherited(heirs: np.ndarray, corners: np.ndarray, uv: np.ndarray, coarse: n
 
 def _normals(corners: np.ndarray, old: np.ndarray, old_normals: np.ndarray) -> np.ndarray:
     """[F, 3, 3] normals of new corners, each that of the original corner nearest in place and direction."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     direction, old_direction = _directions(corners), _directions(old)
-    nearest = cKDTree(_features(old, old_direction)).query(_features(corners, direction))[1]
+    nearest = KDTree(_features(old, old_direction)).query(_features(corners, direction))[1]
     normals = old_normals.reshape(-1, 3)[nearest].reshape(-1, 3, 3)
     # Where the original's normals agree with its faces, ours do too. (Some files are inside out.)
     outward = np.einsum("fci,fi->fc", old_normals, old_direction).reshape(-1)[nearest].reshape(-1, 3) > 0.2
@@ -192,11 +192,11 @@ def _carried(triangle: np.ndarray, uv: np.ndarray, corner: np.ndarray, points: n
 
 def _alike(mesh: Mesh, coarse: Mesh) -> bool:
     """Whether neither surface leaves the other, judged by points spread over them."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     rng, size = np.random.default_rng(0), _diagonal(mesh.places[mesh.faces])
     for a, b, gap in ((mesh, coarse, LOST), (coarse, mesh, ADDED)):
-        gaps = cKDTree(_spread(b, 20_000, rng)).query(_spread(a, 5_000, rng))[0] / size
+        gaps = KDTree(_spread(b, 20_000, rng)).query(_spread(a, 5_000, rng))[0] / size
         if np.quantile(gaps, 0.99) > gap or gaps.max() > FARTHEST:
             return False
     return True

@@ -138,7 +138,7 @@ class SimEnv(gymnasium.Env[Observed, Any]):
         reward = float(arrival.rewards.sum())
         return obs, reward, arrival.terminated, arrival.truncated or failed, self._info(arrival)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The cameras of the last observation side by side, or None without a render mode."""
         if self.render_mode is None:
             return None
@@ -182,8 +182,8 @@ def register_all() -> None:
     """Make the `IDS` known to gymnasium.make and gymnasium.make_vec; called when this module is imported."""
     for name, env_id in IDS.items():
         if name not in registry:
-            entries = {"entry_point": "envs.gym_env:SimEnv", "vector_entry_point": "envs.gym_env:make_vector"}
-            register(name, **entries, kwargs={"env_id": env_id})
+            single, vector = "envs.gym_env:SimEnv", "envs.gym_env:make_vector"
+            register(name, entry_point=single, vector_entry_point=vector, kwargs={"env_id": env_id})
 
 
 def _tasks(spec: EnvSpec, task: str | int) -> tuple[str, ...]:

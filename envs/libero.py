@@ -225,7 +225,7 @@ def _close(scene: Scene) -> None:
 
 def _place(arm: Arm, seed: int) -> None:
     """Reset with a placement drawn from the seed; a draw that finds no room is repeated with a derived seed."""
-    from robosuite.utils.errors import RandomizationError  # type: ignore[import-not-found]
+    from robosuite.utils.errors import RandomizationError
 
     for attempt in range(PLACEMENT_TRIES):
         with contextlib.suppress(RandomizationError):

@@ -39,7 +39,7 @@ def import_robosuite() -> Any:
     gl_module(backend)  # robosuite imports it too, but fails with a message that helps nobody
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     file_handler = logging.FileHandler
-    logging.FileHandler = lambda *args, **kwargs: logging.NullHandler()  # type: ignore[misc,assignment]
+    logging.FileHandler = lambda *args, **kwargs: logging.NullHandler()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module("robosuite")
@@ -50,7 +50,7 @@ def import_robosuite() -> Any:
             "envs/requirements, or name the right interpreter in the configuration (python: ...)"
         ) from e
     finally:
-        logging.FileHandler = file_handler  # type: ignore[misc]
+        logging.FileHandler = file_handler
         os.environ["MUJOCO_GL"] = backend  # robosuite 1.4 replaces what it does not prefer
 
 

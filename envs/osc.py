@@ -124,7 +124,7 @@ def load_library() -> Any:
 
 def check_supported(env: Any) -> None:
     """Raise EnvError, naming the culprit, unless the core drives this robosuite environment's robot."""
-    import robosuite  # type: ignore[import-not-found]
+    import robosuite
 
     version = str(getattr(robosuite, "__version__", "of unknown version"))
     if not version.startswith("1.4."):

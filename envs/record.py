@@ -137,7 +137,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     writer = imageio_ffmpeg.write_frames(
         str(path),
         (frames.shape[2], frames.shape[1]),
-        fps=fps,
+        fps=fps,  # pyright: ignore[reportArgumentType] (fractions are welcome, and needed)
         codec="libx264",
         pix_fmt_out="yuv420p",
         macro_block_size=1,

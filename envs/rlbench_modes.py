@@ -58,8 +58,8 @@ class Mode:
 
     def build(self) -> Any:
         """The package's `MoveArmThenGripper`."""
-        from rlbench.action_modes import arm_action_modes, gripper_action_modes  # type: ignore[import-not-found]
-        from rlbench.action_modes.action_mode import MoveArmThenGripper  # type: ignore[import-not-found]
+        from rlbench.action_modes import arm_action_modes, gripper_action_modes
+        from rlbench.action_modes.action_mode import MoveArmThenGripper
 
         name, arguments, _ = MODES[self.arm]
         chosen = {**arguments, "collision_checking": True} if self.collision_checking else arguments

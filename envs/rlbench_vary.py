@@ -54,7 +54,7 @@ class Variations:
             self._folder = ""
 
     def _colour(self, factor: Factor, rng: np.random.Generator, env: Any) -> None:
-        from pyrep.objects.shape import Shape  # type: ignore[import-not-found]
+        from pyrep.objects.shape import Shape
 
         for name in factor.targets or TABLE:
             shape = _found(Shape, name)
@@ -62,7 +62,7 @@ class Variations:
             shape.set_color(factor.colour(rng).tolist())
 
     def _light(self, factor: Factor, rng: np.random.Generator, env: Any) -> None:
-        from pyrep.objects.light import Light  # type: ignore[import-not-found]
+        from pyrep.objects.light import Light
 
         for name in factor.targets or LIGHTS:
             light = _found(Light, name)
@@ -71,7 +71,7 @@ class Variations:
                 put(factor.colour(rng).tolist())
 
     def _camera(self, factor: Factor, rng: np.random.Generator, env: Any) -> None:
-        from pyrep.objects.vision_sensor import VisionSensor  # type: ignore[import-not-found]
+        from pyrep.objects.vision_sensor import VisionSensor
 
         there = [SENSORS[c] for c in self._cameras if c in SENSORS]  # the package removes sensors that nobody reads
         for name in factor.targets or there:
@@ -88,8 +88,8 @@ class Variations:
 
     def _texture(self, factor: Factor, rng: np.random.Generator, env: Any) -> None:
         from PIL import Image
-        from pyrep.const import TextureMappingMode  # type: ignore[import-not-found]
-        from pyrep.objects.shape import Shape  # type: ignore[import-not-found]
+        from pyrep.const import TextureMappingMode
+        from pyrep.objects.shape import Shape
 
         self._folder = self._folder or tempfile.mkdtemp(prefix="temper-textures-")
         path = Path(self._folder) / f"{factor.variation}.png"

@@ -274,7 +274,7 @@ def _make(name: str, *, controller: str, control_hz: float, robots: str, shaped:
         config = robosuite.load_controller_config(default_controller="JOINT_POSITION" if targets else controller)
         kwargs["controller_configs"] = settings(config) if targets else config
     else:
-        from robosuite.controllers.composite.composite_controller_factory import (  # type: ignore[import-not-found]
+        from robosuite.controllers.composite.composite_controller_factory import (
             refactor_composite_controller_config,
         )
 

@@ -10,7 +10,9 @@ from envs.types import EnvSpec
 
 def observation_space(spec: EnvSpec) -> spaces.Dict:
     """Images, proprioception and the instruction as a Gymnasium space."""
-    images = {name: spaces.Box(0, 255, (y, x, 3), np.uint8) for name, (y, x) in spec.cameras.items()}
+    images: dict[str, spaces.Space[Any]] = {
+        name: spaces.Box(0, 255, (y, x, 3), np.uint8) for name, (y, x) in spec.cameras.items()
+    }
     proprio = spaces.Box(-np.inf, np.inf, (spec.proprio_dim,), np.float32)
     charset = "".join(chr(c) for c in range(32, 127))
     text = spaces.Text(max_length=512, min_length=0, charset=charset)

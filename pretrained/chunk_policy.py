@@ -197,11 +197,15 @@ class ChunkPolicy(nn.Module):
         out = self.actor["network"](inputs, time, cond).float()
         return out, None if self.noise is None else self.noise(time, cond).float()
 
+    @property
+    def _gru(self) -> GruMemory:
+        return cast(GruMemory, self.actor["memory"])
+
     # --- the policy protocol ---
 
     def initial_memory(self, n: int) -> Memory:
         """Zeros, or nothing."""
-        return {} if self.spec.memoryless else {"h": torch.zeros(n, self.actor["memory"].width, device=self.device)}
+        return {} if self.spec.memoryless else {"h": torch.zeros(n, self._gru.width, device=self.device)}
 
     @torch.no_grad()
     def act(self, x: Features, memory: Memory, rng: Rng, greedy: bool = False) -> tuple[Decision, Memory]:
@@ -226,7 +230,7 @@ class ChunkPolicy(nn.Module):
     def _remember(self, cond: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         if self.spec.memoryless:
             return cond, memory
-        cond, h = self.actor["memory"](cond, memory["h"])
+        cond, h = self._gru(cond, memory["h"])
         return cond, {"h": h}
 
     def evaluate(
@@ -236,7 +240,7 @@ class ChunkPolicy(nn.Module):
         n, t = trace.shape[:2]
         cond, proprio = self.condition({k: v.flatten(0, 1) for k, v in x.items()})
         if not self.spec.memoryless:
-            cond = self.actor["memory"].sequence(cond.unflatten(0, (n, t)), starts, memory["h"]).flatten(0, 1)
+            cond = self._gru.sequence(cond.unflatten(0, (n, t)), starts, memory["h"]).flatten(0, 1)
         scores, entropy = chain.score(
             self.kernel,
             self.run_network,

@@ -7,7 +7,7 @@ No dropout and no batch statistics anywhere: a log-prob must not depend on the m
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ class SmallCnn(nn.Module):
     """uint8 [B, Y, X, 3] -> [B, out]. Convolutions, then where each channel fires (spatial softmax) or all of it.
 
     Spatial softmax: Levine et al. 2016, section 5. docs/results.md compares the two."""
+
+    rows: Tensor  # places of pixels from -1 to 1
+    columns: Tensor
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class SmallCnn(nn.Module):
             last, y, x = c, (y + 2 * pad - k) // s + 1, (x + 2 * pad - k) // s + 1
         if min(y, x) < 1:
             raise ValueError(f"images of {size} are too small for strides {list(strides)}; use smaller strides")
-        self.to(memory_format=torch.channels_last)  # images are stored so, and CPU convolutions are faster
+        cast(Any, self).to(memory_format=torch.channels_last)  # images are stored so, and CPU convolutions are faster
         self.project = nn.Linear(last * y * x if pool == "flatten" else 2 * last, out)
         self.norm = nn.LayerNorm(out)
         self.register_buffer("rows", torch.linspace(-1, 1, y), persistent=False)
@@ -50,10 +53,10 @@ class SmallCnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images [B, Y, X, 3]."""
-        first = self.convs[0]
+        first, *others = cast(Sequence[Any], self.convs)
         h = pixel_conv(images, first.weight / 127.5, first.bias, first.stride, first.padding)  # pixels from -1 to 1
         h = F.relu(h, inplace=True)
-        for conv in self.convs[1:]:
+        for conv in others:
             h = F.relu(F.conv2d(h, conv.weight, conv.bias, conv.stride, conv.padding), inplace=True)
         h = h.flatten(1) if self.pool == "flatten" else self._keypoints(h)
         return F.silu(self.norm(self.project(h)))
@@ -92,7 +95,7 @@ class _PixelConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         stride, padding = ctx.window
         total = torch.zeros_like(weight)
@@ -138,6 +141,8 @@ def mlp(sizes: Sequence[int], *, norm: bool = False) -> nn.Sequential:
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of 1000 t, then two layers: [...] -> [..., D]."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, *, waves: int = 256) -> None:
         super().__init__()

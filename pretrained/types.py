@@ -4,7 +4,7 @@ Letters: N environments (streams), T decisions, H chunk length, E executed steps
 K links of a policy chain, L observation history, P proprioception dim, Y,X image size. Batch first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -80,7 +80,7 @@ class PolicySpec:
 class ObsBatch:
     """Observations of N environments, history oldest first."""
 
-    images: dict[str, np.ndarray | Tensor]  # camera -> uint8 [N, L, Y, X, 3], RGB, row 0 on top
+    images: Mapping[str, np.ndarray | Tensor]  # camera -> uint8 [N, L, Y, X, 3], RGB, row 0 on top
     proprio: np.ndarray | Tensor  # float32 [N, L, P]
     texts: list[str]  # N instructions
     hints: dict[str, Tensor] = field(default_factory=dict)  # from a Proposal; [N, ...]

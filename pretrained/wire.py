@@ -5,7 +5,7 @@ bytes, row by row). Keys may be strings or bytes, so that clients of other packa
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -16,7 +16,7 @@ KINDS = "buif"  # booleans and numbers: nothing that could hold a Python object
 
 def pack(message: Any) -> bytes:
     """A message of plain data and arrays as bytes."""
-    return msgpack.packb(message, default=_array_out, use_bin_type=True)
+    return cast(bytes, msgpack.packb(message, default=_array_out, use_bin_type=True))
 
 
 def unpack(data: bytes | str) -> Any:

@@ -40,6 +40,9 @@ EMPTY_ROUNDS = 3  # rounds without any data before giving up
 class Temper(Algorithm):
     """The algorithm that RLlib, Tune and the dashboard see."""
 
+    config: Any  # RLlib's own say that these may be missing; they are there as soon as it is set up
+    env_runner_group: Any
+    learner_group: Any
     last: Iteration
     flights: Flights
     empty = 0
@@ -105,7 +108,8 @@ class Temper(Algorithm):
         reports, segments, events = [], [], []
         for i, (report, segment) in asked.references.items():
             try:
-                reports.append(ray.get(report, timeout=max(0.1, deadline - time.monotonic())) | {"worker": i})
+                found: Any = ray.get(report, timeout=max(0.1, deadline - time.monotonic()))
+                reports.append({**found, "worker": i})
                 segments.append(segment)
                 events += self.flights.landed(i, reports[-1]["stats"])
             except RayError as e:
@@ -220,17 +224,17 @@ class RllibEngine:
 
     def borders(self) -> list[Border | None]:
         """None of workers that are ahead, starting, or do not answer."""
-        run: FinetuneRun = self.algorithm.config.env_config["run"]  # type: ignore[union-attr]
+        run: FinetuneRun = self.algorithm.config.env_config["run"]
         if run.max_lag:
             return []
-        manager = self.algorithm.env_runner_group._worker_manager  # type: ignore[union-attr]
+        manager = self.algorithm.env_runner_group._worker_manager
         healthy, actors = manager.healthy_actor_ids(), manager.actors()
         asked = [actors[i].border.remote() if i in healthy else None for i in sorted(actors)]
         return collected(asked, run.sample_timeout_s)
 
     def stop(self) -> None:
         """Stop actors without waiting for one that hangs."""
-        manager = self.algorithm.env_runner_group._worker_manager  # type: ignore[union-attr]
+        manager = self.algorithm.env_runner_group._worker_manager
         pending = [a.stop.remote() for a in manager.actors().values()]
         ray.wait(pending, num_returns=len(pending), timeout=10.0)
         for actor in manager.actors().values():

@@ -320,7 +320,8 @@ def _flatten(batch: Batch) -> Batch:
             return {k: flat(x) for k, x in v.items()}
         return v.reshape(v.shape[0] * v.shape[1], 1, *v.shape[2:])
 
-    return Batch(**{k: {} if k == "memory" else flat(v) for k, v in vars(batch).items()})
+    parts = {k: flat(v) for k, v in vars(batch).items() if k != "memory"}
+    return Batch(**parts, memory={})
 
 
 def _move(v: Any, device: torch.device) -> Any:

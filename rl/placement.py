@@ -9,6 +9,7 @@ are part of rollout workers: every decision waits for them.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -74,6 +75,6 @@ def seats(run: FinetuneRun) -> int:
     return min(math.floor(there.get(name, 0.0) / amount) for name, amount in asked.items() if amount > 0)
 
 
-def _plain(resources: dict[str, float]) -> dict[str, float]:
+def _plain(resources: Mapping[str, float]) -> dict[str, float]:
     """Without those that only name a node or a group."""
     return {k: v for k, v in sorted(resources.items()) if not k.startswith("node:") and "_group_" not in k}

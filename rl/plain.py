@@ -48,7 +48,7 @@ def start_ray(run: FinetuneRun) -> None:
                 include_dashboard=run.dashboard,
                 runtime_env=environment,
                 log_to_driver=False,
-                logging_level="warning",
+                logging_level=logging.WARNING,
                 configure_logging=False,
             )
             return
@@ -61,7 +61,7 @@ def start_ray(run: FinetuneRun) -> None:
 def cluster(address: str) -> tuple[int, float, int]:
     """Cores, bytes of memory and GPUs that the Ray cluster at `address` has in all."""
     _check_reachable(address)
-    ray.init(address=address, log_to_driver=False, logging_level="warning", configure_logging=False)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
     try:
         found = ray.cluster_resources()
     finally:

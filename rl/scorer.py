@@ -120,7 +120,7 @@ class RemoteScorer:
             if self.opening is not None:
                 ray.get(self.opening, timeout=START_S)
                 self.opening = None
-            scores = ray.get(self.reference, timeout=self.timeout_s)
+            scores: Any = ray.get(self.reference, timeout=self.timeout_s)
         except (RayError, ValueError, OSError) as e:
             self.why = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[-1][:300]}"
             ray.kill(self.actor)

@@ -1,7 +1,7 @@
 """RLlib's three actors as thin shells around our own module, learner and rollout worker; `rl.engine` drives them."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -63,7 +63,7 @@ class ShellLearner(TorchLearner):
         """Build the module through RLlib and the learner around its policy."""
         super().build()
         settings = self.config.env_config
-        module = self.module["default_policy"]
+        module = cast(PolicyModule, self.module["default_policy"])
         self.inner = make_learner(settings["run"], settings["start"].get(), module.policy)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -76,7 +76,7 @@ class ShellLearner(TorchLearner):
     def _make_modules_ddp_if_necessary(self) -> None:
         """The inner learner averages gradients itself, so that no wrapper stands between it and the policy."""
 
-    def update(self, training_data: Any = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def update(self, training_data: Any = None, **kwargs: Any) -> dict[str, Any]:
         """One iteration on the segments of this learner's shard."""
         training_data.solve_refs()
         parts = training_data.batches or [training_data.batch]
@@ -111,7 +111,7 @@ class Runner(EnvRunner, Checkpointable):
         border = None if again else config.env_config["start"].get().border(index)
         self.worker = RolloutWorker(config.env_config["plan"], index, incarnation, border)
 
-    def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:  # type: ignore[override]
+    def sample(self, *, weights: Weights, version: int) -> tuple[dict[str, Any], Segment]:
         """(a small report for the driver, the segment for the learner); called with two returns."""
         self.worker.set_weights(weights, version)
         segment = to_numpy(self.worker.sample())

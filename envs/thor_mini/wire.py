@@ -14,7 +14,7 @@ import os
 import struct
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Union
+from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Union, cast
 
 from envs.thor_mini.reply import Reply
 
@@ -57,7 +57,7 @@ class Fifo:
         """Send one message; with `cut`, only that share of its bytes."""
         import msgpack
 
-        body = msgpack.packb(reply.metadata, use_bin_type=True)
+        body = cast(bytes, msgpack.packb(reply.metadata, use_bin_type=True))
         parts: List[Buffer] = [HEADER.pack(PATCH if reply.patch else METADATA, len(body)), body]
         for kind, picture in reply.pictures:
             parts += [HEADER.pack(FIELDS[kind][0], picture.nbytes), picture]

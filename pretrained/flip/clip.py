@@ -165,8 +165,7 @@ class _Layer(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, max(1, width // HEAD), batch_first=True)
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        parts = [("c_fc", nn.Linear(width, 4 * width)), ("c_proj", nn.Linear(4 * width, width))]
-        self.mlp = nn.ModuleDict(parts)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.ln_1(x)

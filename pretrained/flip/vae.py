@@ -25,6 +25,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Autoencoder(nn.Module):
     """Pictures [..., 3, Y, X] in [0, 1] <-> latents [..., 4, Y/8, X/8] of about unit variance."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, *, model: str = TINY, quirks: str = "fixed", switches: Mapping[str, Any] | None = None
     ) -> None:  # fmt: skip

@@ -152,7 +152,7 @@ class _Time(nn.Module):
         half = TIMES // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device).float() / half)
         angles = t.float()[:, None] * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(next(self.mlp.parameters()).dtype))
 
 
 class _Sentence(nn.Module):
@@ -206,9 +206,10 @@ class _Block(nn.Module):
         super().__init__()
         self.self_attn, self.cross_attn = _Attention(width, heads), _Attention(width, heads)
         self.mlp = _Mlp(width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        nn.init.zeros_(self.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.adaLN_modulation[1].bias)
+        modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
 
     def forward(self, x: Tensor, c: Tensor, tracks: Tensor) -> Tensor:
         parts = self.adaLN_modulation(c)[:, None, None].chunk(6, -1)

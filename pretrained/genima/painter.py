@@ -269,7 +269,7 @@ def _controlnet(unet: Any, model: str, start: str) -> Any:
 
     if start:
         return load_part(ControlNetModel, str(find_controlnet(start)))
-    small = {"conditioning_embedding_out_channels": (16, 32, 64)} if model == "tiny" else {}
+    small: dict[str, Any] = {"conditioning_embedding_out_channels": (16, 32, 64)} if model == "tiny" else {}
     return ControlNetModel.from_unet(unet, conditioning_channels=3, **small)
 
 

@@ -193,7 +193,7 @@ class _Poses:
 
 def _read_poses(path: Path, name: str, order: Sequence[str], length: int) -> _Poses:
     with h5py.File(path, "r") as file:
-        group: Any = file["data"][name]["poses"]  # type: ignore[index]
+        group: Any = file["data"][name]["poses"]
         there = sorted(group.get("camera", {}))
         missing = [c for c in order if c not in there or c not in group.get("intrinsics", {})]
         if missing:

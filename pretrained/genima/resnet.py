@@ -4,8 +4,9 @@ Batch normalisation is frozen: its four tensors are buffers. Names are torchvisi
 the hub has them in safetensors, fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,9 @@ class Block(nn.Module):
 class FilmResNet(nn.Module):
     """uint8 pictures and text vectors to maps of a 32nd of the size."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, text_dim: int, planes: Sequence[int] = (64, 128, 256, 512), blocks: int = 2) -> None:
         super().__init__()
         self.planes, self.blocks = tuple(planes), blocks
@@ -74,7 +78,8 @@ class FilmResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for layer in self.film.values():  # an instruction that changes nothing, so that ImageNet's weights are of use
+        # An instruction that changes nothing at first, so that ImageNet's weights are of use.
+        for layer in cast(Iterable[nn.Linear], self.film.values()):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None] * 255, persistent=False)

@@ -297,13 +297,14 @@ def _write_text(weights: Mapping[str, Tensor], folder: Path, path: Path | str) -
     if not weights:
         raise ValueError(f"{path} has no text tower; name one with video.text")
     words, width = weights["text_model.embeddings.token_embedding.weight"].shape
+    ends: dict[str, Any] = {"bos_token_id": int(words) - 2, "eos_token_id": int(words) - 1} if words < 49408 else {}
     config = CLIPTextConfig(
         vocab_size=int(words), hidden_size=int(width), num_attention_heads=max(1, int(width) // 64),
         intermediate_size=int(weights["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]),
         num_hidden_layers=_layers(weights, r"text_model\.encoder\.layers\.(\d+)\."),
         max_position_embeddings=int(weights["text_model.embeddings.position_embedding.weight"].shape[0]),
         projection_dim=int(weights["text_projection.weight"].shape[0]), hidden_act="quick_gelu",
-        **({"bos_token_id": int(words) - 2, "eos_token_id": int(words) - 1} if words < 49408 else {}),
+        **ends,
     )  # fmt: skip
     tower: Any = CLIPTextModelWithProjection(config)
     found = tower.load_state_dict(dict(weights), strict=False)

@@ -21,6 +21,8 @@ DROPOUT = (0.3, 0.1, 0.05)  # of attention weights, of what attention adds, of w
 class ActionHead(nn.Module):
     """Chunks [B, M, H, A] at times [B, M] under conditions [B, Ly, 2, S, D] -> answers [B, M, H, A]."""
 
+    waves: Tensor
+
     def __init__(
         self,
         *,

@@ -153,9 +153,8 @@ def _tiny_video() -> Towers:
             cross_attention_dim=32,
             num_attention_heads=(1, 1, 2, 2),
         )
-        vae = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1
-        )
+        sizes: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (32, 32)}
+        vae = AutoencoderKLTemporalDecoder(**sizes, layers_per_block=1)
         vae.quant_conv.weight.data.mul_(10.0)  # latents as large as those of a trained one, or the U-Net is blind
     return Towers(unet, vae, EulerDiscreteScheduler(**SCHEDULE))
 

@@ -1,0 +1,4 @@
+# Compiled, without complete annotations of its own.
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
