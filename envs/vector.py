@@ -10,7 +10,6 @@ import math
 import selectors
 import time
 import zlib
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,19 +22,11 @@ from gymnasium.vector.utils import batch_space
 from envs.alive import moved
 from envs.child import Child, Failure
 from envs.inline import InlineChild, make_child
+from envs.restarts import RestartBudget, Restarts
 from envs.spaces import action_space, observation_space
 from envs.types import EnvConfig, EnvError, EnvSpec, Observation, ResetNeeded
 
 FROZEN_AFTER = 3  # identical frames in a row, while the robot moves, mean a stuck renderer
-
-
-@dataclass(frozen=True)
-class RestartBudget:
-    """How often one row may be restarted before the run is stopped."""
-
-    lifetime: int = 200
-    per_window: int = 10
-    window_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,11 @@ class Arrival:
 @dataclass
 class _Row:
     child: Child | InlineChild
+    restarts: Restarts
     asked: str = ""  # reset | step
     render: str = "last"
     instruction: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
-    restarts: deque[float] = field(default_factory=deque)
-    total_restarts: int = 0
     frame_sum: int = -1
     frame_proprio: np.ndarray | None = None
     same_frames: int = 0
@@ -81,14 +71,14 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if not configs:
             raise EnvError("SimVector needs at least one EnvConfig")
         self.num_envs = len(configs)
-        self.budget = budget or RestartBudget()
         self.max_chunk = max_chunk
         self.restarts = 0  # of all rows
         self.recycled = 0  # children replaced because of their memory
         self._episode = np.zeros(self.num_envs, dtype=bool)  # Gymnasium face: inside an episode
         try:
             for config in configs:
-                self._rows.append(_Row(make_child(config, max_chunk=max_chunk)))
+                child = make_child(config, max_chunk=max_chunk)
+                self._rows.append(_Row(child, Restarts(budget or RestartBudget())))
             self.env_spec = self._open()
         except BaseException:
             self.close()
@@ -107,7 +97,8 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Ask row i for a new episode. A row that failed is started again first. Raises EnvError when out of budget."""
         row = self._free(i)
         if row.child.failure is not None:
-            self._spend(i)
+            row.restarts.spend(f"environment {i} ({self.env_spec.env_id})", row.child.failure)
+            self.restarts += 1
         elif row.child.resident_mib > row.child.config.memory_mib:  # simulators leak; this is no failure
             self._unwatch(i)
             row.child.kill()
@@ -168,6 +159,7 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
             return Arrival("reset", self._observation(row), np.zeros(0, np.float32))
         n, renewed = reply["executed"], reply["instruction"] != row.instruction
         row.instruction = reply["instruction"]
+        row.restarts.whole += reply["terminated"] or reply["truncated"]
         every = row.render == "all"
         frames = {c: row.child.slab["video/" + c][:n] for c in self.env_spec.cameras} if every else {}
         return Arrival(
@@ -302,22 +294,6 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         child.receive()
         if child.failure is not None:  # its line is closed now
             self._selector.unregister(fd)
-
-    def _spend(self, i: int) -> None:
-        """Account for one restart of row i, or give up."""
-        row, now = self._rows[i], time.monotonic()
-        while row.restarts and now - row.restarts[0] > self.budget.window_s:
-            row.restarts.popleft()
-        failure = row.child.failure
-        if row.total_restarts >= self.budget.lifetime or len(row.restarts) >= self.budget.per_window:
-            raise EnvError(
-                f"environment {i} ({self.env_spec.env_id}) failed {row.total_restarts + 1} times, "
-                f"{len(row.restarts) + 1} of them within {self.budget.window_s:g} s; giving up. Last cause: "
-                f"{failure.cause if failure else '?'}: {failure.detail if failure else ''}"
-            )
-        row.restarts.append(now)
-        row.total_restarts += 1
-        self.restarts += 1
 
     def _check_chunk(self, i: int, chunk: np.ndarray) -> int:
         n, dims = (chunk.shape[0], chunk.shape[1:]) if np.ndim(chunk) == 2 else (0, ())

@@ -30,6 +30,7 @@ SIMULATORS = {
 }
 CHILD_FREE = {
     "envs/alive.py",
+    "envs/restarts.py",
     "envs/vector.py",
     "envs/gym_env.py",
     "envs/spaces.py",

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.restarts import RestartBudget
 from envs.toy import Toy
 from envs.types import EnvConfig, EnvError
-from envs.vector import Arrival, RestartBudget, SimVector
+from envs.vector import Arrival, SimVector
 from rl.collect import Collector
 from tests.toy_parts import make_policy, toy
 

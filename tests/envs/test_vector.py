@@ -18,9 +18,10 @@ from gymnasium.vector import AutoresetMode
 
 from envs.child import Child
 from envs.experts import make_expert
+from envs.restarts import RestartBudget
 from envs.toy import Toy
 from envs.types import EnvConfig, EnvError, ResetNeeded
-from envs.vector import Arrival, RestartBudget, SimVector
+from envs.vector import Arrival, SimVector
 from tests.toy_parts import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -305,10 +306,28 @@ def test_out_of_budget(vector: Make) -> None:
         assert reset(v, seed=3).kind == "failed"
     with pytest.raises(EnvError, match=r"environment 0 \(toy/reach\) failed 3 times.*giving up.*crashed"):
         v.send_reset(0, "red", 1)
-    v = vector(config=toy(crash_at=0, fault_seed=3), budget=RestartBudget(lifetime=1, per_window=9, window_s=0.0))
+    v = vector(config=toy(crash_at=0, fault_seed=3), budget=RestartBudget(in_all=1, per_window=9, window_s=0.0))
     for _ in range(2):
         assert reset(v, seed=3).kind == "failed"
     with pytest.raises(EnvError, match="giving up"):
+        v.send_reset(0, "red", 1)
+
+
+def test_whole_episodes_forgive_restarts(vector: Make) -> None:
+    """A simulator that dies now and then for weeks must not end the run; one that seldom ends an episode must."""
+    config = toy(crash_at=0, fault_seed=3, max_steps=4)
+    v = vector(config=config, budget=RestartBudget(in_all=1, forgiven=2, per_window=9, window_s=0.0))
+
+    def fail_after(episodes: int) -> None:
+        for _ in range(episodes):
+            assert reset(v, seed=1).kind == "reset"
+            assert step(v, chunk=np.zeros((4, 2))).truncated
+        assert reset(v, seed=3).kind == "failed"
+
+    for _ in range(3):
+        fail_after(2)
+    fail_after(1)
+    with pytest.raises(EnvError, match=r"failed 2 times.*giving up"):
         v.send_reset(0, "red", 1)
 
 
