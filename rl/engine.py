@@ -21,7 +21,6 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.util.metrics import Gauge
 
 from pretrained.checkpoint import load_policy
 from rl.border import Border
@@ -203,14 +202,10 @@ class RllibEngine:
         seed = run.seed + int((start.learner or {}).get("iteration", 0))
         plan = run.plan(str(start.checkpoint), needs_of(run), make_algo(run).gamma, seed)
         self.algorithm: Temper = _config(run, start, plan).build_algo()  # type: ignore[assignment]
-        self.gauges: dict[str, Gauge] = {}
 
     def iterate(self) -> Iteration:
-        """One call of `train`, mirrored to the Ray dashboard."""
+        """One call of `train`."""
         self.algorithm.train()
-        for name, value in self.algorithm.last.metrics.items():
-            key = "temper_" + name.replace("/", "_")
-            self.gauges.setdefault(key, Gauge(key)).set(value)
         return self.algorithm.last
 
     def weights(self) -> Weights:

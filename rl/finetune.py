@@ -39,8 +39,9 @@ def finetune(run: FinetuneRun) -> Path:
     torch.set_num_threads(run.threads)
     out = Path(run.out)
     out.mkdir(parents=True, exist_ok=True)
+    logger = {"prometheus": run.engine == "rllib", **run.logger}  # where the dashboard's numbers come from
     try:
-        with alone(out), Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **run.logger) as log:
+        with alone(out), Ledger(out / "ledger.jsonl") as ledger, RunLog(out, config=run.config, **logger) as log:
             start = _start(run, out)
             run = replace(run, policy_overrides=start.overrides)
             _begin(ledger, start, run.command)

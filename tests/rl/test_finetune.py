@@ -46,6 +46,24 @@ def settings(trained: Path, out: Path, **kwargs: Any) -> FinetuneRun:
     return FinetuneRun(**(fields | kwargs))
 
 
+class _Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("engine", "logger", "told"), [("rllib", {}, True), ("local", {}, False),
+                                                        ("rllib", {"prometheus": False}, False)])  # fmt: skip
+def test_dashboards_are_told_the_numbers_of_a_cluster(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, logger: dict[str, bool], told: bool
+) -> None:
+    def asked(out: Path, *, prometheus: bool, **kwargs: Any) -> Any:
+        assert prometheus is told
+        raise _Asked
+
+    monkeypatch.setattr("rl.finetune.RunLog", asked)
+    with pytest.raises(_Asked):
+        finetune(settings(trained, tmp_path, engine=engine, logger=logger))
+
+
 def log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
