@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Tuple
+from typing import Callable, Optional, Protocol, Tuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from envs.mujoco_arm import Arm
-
 
 KEPT = 600  # some 10 kB each: all stored states of a suite of ten tasks
 
@@ -29,6 +25,20 @@ class Snapshot:
     memory: bytes  # of the core
     timestep: int  # robosuite's count of control steps
     cur_time: float  # and its clock, s
+
+
+class Arm(Protocol):
+    """What settles; `envs.mujoco_arm` has it."""
+
+    def start(self) -> Optional[bytes]: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def resume(self, snapshot: Snapshot) -> None: ...
+
+    def step(
+        self, action: np.ndarray, *, observe: Optional[Callable[[], None]] = None, observe_after: int = 0
+    ) -> float: ...
 
 
 class Settling:

@@ -1,6 +1,7 @@
 """The arrows, sizes and habits of the house, read from the source with `ast`."""
 
 import ast
+import graphlib
 import re
 import subprocess
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_simulators_are_imported_in_functions_of_envs(name: str) -> None:
         if module.split(".")[0] in SIMULATORS:
             assert name.startswith("envs/"), f"{name}:{line}: only adapters import {module}"
             assert inside, f"{name}:{line}: import {module} inside the function that needs it"
+
+
+def test_no_file_leads_back_to_itself() -> None:
+    """Imports for type checkers count, too: two files that know each other are one that was cut in the wrong place."""
+    files = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in SOURCES}
+    arrows: dict[str, set[str]] = {}
+    for name, tree in TREES.items():
+        taken = [f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+        ends = [files.get(t) or files.get(t.rpartition(".")[0]) for t in taken]
+        arrows[name] = {end for end in ends if end and end != name}
+    assert sum(map(len, arrows.values())) > len(SOURCES)
+    graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 def _child_files() -> list[str]:

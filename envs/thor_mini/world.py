@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from envs.thor_mini import arm as stretch
+from envs.thor_mini.above import draw_from_above
 from envs.thor_mini.arm import Arm, Base
 from envs.thor_mini.arm_look import arm_poses
 from envs.thor_mini.colours import named_colours
@@ -380,9 +381,10 @@ class World:
         if camera not in self._frames:
             view = self.cameras()[camera]
             if view.across is not None:
-                from envs.thor_mini.above import draw_from_above
-
-                self._frames[camera] = draw_from_above(self, view.camera, view.across)
+                robot, shape = (self.base.x, self.base.z), (self.height, self.width)
+                self._frames[camera] = draw_from_above(
+                    self.scene, self.segments, self.boxes, robot, view.camera, view.across, shape
+                )
             else:
                 if self._renderer is None:
                     self._renderer = self.parts.renderer(self.scene, self.width, self.height)
