@@ -23,13 +23,16 @@ FEWEST_FRAMES = 16  # of an episode for the value model: four clips of four
 class TrackReader:
     """Windows of a shard, behind the interface of `Demos`."""
 
-    def __init__(self, *, paths: str | Path, max_demos: int | None = None, history: int = 16) -> None:
-        """`history`: pictures up to and with a clip's first frame; a model takes the last ones of them."""
+    def __init__(
+        self, *, paths: str | Path, max_demos: int | None = None, history: int = 16, labelled: bool = True
+    ) -> None:
+        """`history`: pictures up to and with a clip's first frame; a model takes the last ones of them. Without labels
+        (`labelled: false`) each clip has the sentence of any episode, so that a model learns not to heed them."""
         if max_demos is not None:
             raise ValueError("max_demos is not for shards of tracks; write a smaller shard")
         if not isinstance(paths, (str, Path)):
             raise ValueError(f"demos are {list(paths)}, expected one shard; write the files into one shard together")
-        self.shard, self.history = Shard(paths), history
+        self.shard, self.history, self.labelled = Shard(paths), history, labelled
         y, x = self.shard.frames.shape[1:3]
         none = {"proprio": {}, "actions": ("none",), "low": (-1.0,), "high": (1.0,)}
         self.env = EnvSpec(env_id="tracks/shard", cameras={SCENE: (y, x)}, control_hz=20.0, max_steps=1000,
@@ -70,8 +73,11 @@ class TrackReader:
         hints = {TRACKS: torch.from_numpy(self.shard.flow(clips).tracks)}
         if self.whole:
             hints[FRAMES] = torch.from_numpy(self._episode_frames(clips, draw))
-        obs = ObsBatch({SCENE: torch.from_numpy(frames)}, torch.zeros(len(clips), frames.shape[1], 0),
-                       self.shard.instructions(clips), hints)  # fmt: skip
+        texts = self.shard.instructions(clips)
+        if not self.labelled:
+            others = np.random.default_rng([draw, 1]).integers(0, len(self.shard.episodes), len(clips))
+            texts = [self.shard.episodes[i]["instruction"] for i in others]
+        obs = ObsBatch({SCENE: torch.from_numpy(frames)}, torch.zeros(len(clips), frames.shape[1], 0), texts, hints)
         return DemoBatch(obs, torch.zeros(len(clips), 1, 1), torch.zeros(len(clips), 1, dtype=torch.bool))
 
     def _episode_frames(self, clips: np.ndarray, draw: int) -> np.ndarray:

@@ -3,7 +3,9 @@
     python -m pretrained.demos.track runs/demos/demos.hdf5 runs/tracks --camera agentview --size 64
 
 Nothing is learned and nothing is guessed: points are lifted to the bodies that are seen, and follow them
-(`pretrained.demos.tracks.follow`). The last frame of an episode, which demonstrations leave out, is in the shard.
+(`pretrained.demos.tracks.follow`). The last frame of an episode, which demonstrations leave out, is in the shard. With
+`--stride 4 --hold` a clip's positions are four frames apart, and an episode's last moment is held, so that plans look
+further ahead and there is one from every frame.
 """
 
 import argparse
@@ -51,12 +53,15 @@ class Played:
 
 def track(
     demos: Sequence[Path], out: Path, *, camera: str, size: int = 0, points: int = POINTS, clip: int = CLIP,
-    max_demos: int | None = None, quiet: bool = False,
+    stride: int = 1, hold: bool = False, max_demos: int | None = None, quiet: bool = False,
 ) -> int:  # fmt: skip
-    """Write the shard `out`; how many episodes it has. Those shorter than a clip are left out.
+    """Write the shard `out`; how many episodes it has. Those shorter than a clip are left out, unless their last moment
+    is held (`hold`).
 
     `size`: pixels of the picture's sides; 0 leaves those of the demonstrations. Raises ValueError if a file does not
     say how it was collected, or if a replay ends otherwise than the episode did."""
+    if stride < 1:
+        raise ValueError(f"stride = {stride} frames, expected at least 1")
     told = [(config, episode) for path in demos for config, episode in _told(Path(path), camera, size)][:max_demos]
     kept: list[TrackedEpisode] = []
     vectors: dict[str, SimVector] = {}
@@ -66,13 +71,13 @@ def track(
                 key = json.dumps(config.sim, sort_keys=True)
                 if key not in vectors:
                     vectors[key] = SimVector([config], max_chunk=1)
-                found = _follow(_play(vectors[key], episode, camera), episode, points, clip)
+                found = _follow(_play(vectors[key], episode, camera), episode, points, clip, stride, hold)
                 kept += [found] if found else []
                 bar.advance(1)
     finally:
         for vector in vectors.values():
             vector.close()
-    write(out, kept)
+    write(out, kept, stride=stride)
     return len(kept)
 
 
@@ -146,15 +151,17 @@ def _answer(vector: SimVector, told: Told) -> Arrival:
     return arrival
 
 
-def _follow(played: Played, told: Told, points: int, clip: int) -> TrackedEpisode | None:
-    """Clips from every frame that has a whole one after it; None if there is none."""
-    clips = len(played.frames) - clip + 1
+def _follow(
+    played: Played, told: Told, points: int, clip: int, stride: int = 1, hold: bool = False
+) -> TrackedEpisode | None:
+    """Clips from every frame that has a whole one after it, or from every one (`hold`); None if there is none."""
+    clips = len(played.frames) - (0 if hold else stride * (clip - 1))
     if clips < 1:
         log.warning("seed %d has %d frames, too few for a clip of %d; left out", told.seed, len(played.frames), clip)
         return None
     asked, tracks, seen = inner_grid(played.frames.shape[1:3], points), [], []
     for start in range(clips):
-        part = slice(start, start + clip)
+        part = np.minimum(start + stride * np.arange(clip), len(played.frames) - 1)
         s = played.scene
         found = follow(Scene(s.positions[part], s.rotations[part], s.camera_positions[part], s.camera_rotations[part],
                              s.fovy, s.depth[part], s.bodies[part]), asked)  # fmt: skip
@@ -174,10 +181,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=0, help="pixels of a side; default: as collected")
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--clip", type=int, default=CLIP)
+    parser.add_argument("--stride", type=int, default=1, help="frames between two positions of a clip")
+    parser.add_argument("--hold", action="store_true", help="hold the last moment: clips from every frame")
     parser.add_argument("--max-demos", type=int, default=None)
     given = parser.parse_args(words)
     count = track(given.demos, given.out, camera=given.camera, size=given.size, points=given.points, clip=given.clip,
-                  max_demos=given.max_demos)  # fmt: skip
+                  stride=given.stride, hold=given.hold, max_demos=given.max_demos)  # fmt: skip
     sys.stdout.write(f"{count} episodes in {given.out}\n")
 
 

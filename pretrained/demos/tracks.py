@@ -1,9 +1,10 @@
 """Point tracks of demonstrations, as FLIP learns them: an exact tracker, and compact shards on disk.
 
-For every frame that has a whole clip after it, the points of a grid are followed through the clip. `follow` needs no
-network: it knows where bodies are. Other trackers, such as CoTracker, are functions of the same form as `Tracker`.
+For every frame that has a whole clip after it, the points of a grid are followed through the clip; or for every frame,
+where the last moment of an episode is held. Positions of a clip are `stride` frames apart. `follow` needs no network:
+it knows where bodies are. Other trackers, such as CoTracker, are functions of the same form as `Tracker`.
 
-    <folder>/index.json   layout, size, grid, clip length; per episode: first frame, frames, first clip, clips, sentence
+    <folder>/index.json   layout, clip length, stride; per episode: first frame, frames, first clip, clips, sentence
              frames.npy   uint8 [M, Y, X, 3]
              tracks.npy   int16 [C, P, F, 2] in 1/64 pixel
              seen.npy     uint8 [C, P, ceil(F / 8)] visibility, packed
@@ -103,7 +104,7 @@ def project(scene: Scene, t: int, places: np.ndarray) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class TrackedEpisode:
-    """One episode to write: T frames, and a clip from each of the first C."""
+    """One episode to write: T frames, and a clip from each of the first C; from all T if the last one is held."""
 
     frames: np.ndarray  # uint8 [T, Y, X, 3]
     tracks: np.ndarray  # float [C, P, F, 2] pixels
@@ -113,13 +114,13 @@ class TrackedEpisode:
     progress: np.ndarray | None = None  # [T] the simulator's own measure, if it has one
 
 
-def write(folder: Path | str, episodes: Sequence[TrackedEpisode]) -> None:
+def write(folder: Path | str, episodes: Sequence[TrackedEpisode], *, stride: int = 1) -> None:
     """Write a shard; it appears complete or not at all. Raises ValueError if an episode does not fit."""
     folder = Path(folder).absolute()
     if not episodes:
         raise ValueError("no episode to write; track at least one")
     for i, episode in enumerate(episodes):
-        _check(episode, episodes[0], i)
+        _check(episode, episodes[0], i, stride)
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -141,7 +142,7 @@ def write(folder: Path | str, episodes: Sequence[TrackedEpisode]) -> None:
         frame, clip = frame + len(e.frames), clip + len(e.tracks)
     for file in files.values():
         file.flush()
-    (new / "index.json").write_text(json.dumps({"layout": LAYOUT, "clip": length, "episodes": rows}))
+    (new / "index.json").write_text(json.dumps({"layout": LAYOUT, "clip": length, "stride": stride, "episodes": rows}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(new, folder)
 
@@ -159,7 +160,8 @@ class Shard:
         if index.get("layout") != LAYOUT:
             raise ValueError(f"{folder} has layout {index.get('layout')}, this version reads {LAYOUT}; write it again")
         self.frames, self.tracks, self.seen = parts["frames"], parts["tracks"], parts["seen"]
-        self.clip, self.episodes = int(index["clip"]), index["episodes"]
+        self.clip, self.stride = int(index["clip"]), int(index.get("stride", 1))
+        self.episodes = index["episodes"]
         self.episode_of = np.repeat(np.arange(len(self.episodes)), [e["clips"] for e in self.episodes])
 
     def __len__(self) -> int:
@@ -180,14 +182,16 @@ class Shard:
         return Tracked(self.tracks[clips].astype(np.float32) / UNITS, seen)
 
     def pictures(self, clips: np.ndarray, *, history: int) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [B, history, Y, X, 3] up to each clip's first frame, and [B, F-1, Y, X, 3] after it.
+        """uint8 [B, history, Y, X, 3] up to each clip's first frame, and [B, F-1, Y, X, 3] after it, `stride` apart.
 
-        Before an episode its first frame is repeated."""
+        Before an episode its first frame is repeated, and behind it its last one."""
         rows = [self.episodes[i] for i in self.episode_of[clips]]
         first = np.array([r["frame"] for r in rows])
+        last = first + np.array([r["frames"] for r in rows]) - 1
         now = first + clips - np.array([r["clip"] for r in rows])
-        behind = np.maximum(now[:, None] - np.arange(history)[::-1], first[:, None])
-        return self.frames[behind], self.frames[now[:, None] + np.arange(1, self.clip)]
+        behind = np.maximum(now[:, None] - self.stride * np.arange(history)[::-1], first[:, None])
+        ahead = np.minimum(now[:, None] + self.stride * np.arange(1, self.clip), last[:, None])
+        return self.frames[behind], self.frames[ahead]
 
     def instructions(self, clips: np.ndarray) -> list[str]:
         """One per clip."""
@@ -202,7 +206,7 @@ def pad_clips(clips: np.ndarray, *, history: int) -> np.ndarray:
     return np.concatenate([np.zeros_like(clips[:1]).repeat(history - 1, 0), clips, clips[-1][places]])
 
 
-def _check(episode: TrackedEpisode, first: TrackedEpisode, number: int) -> None:
+def _check(episode: TrackedEpisode, first: TrackedEpisode, number: int, stride: int) -> None:
     where, length = f"episode {number}", episode.tracks.shape[2]
     if episode.frames.shape[1:] != first.frames.shape[1:] or episode.tracks.shape[1:] != first.tracks.shape[1:]:
         raise ValueError(
@@ -210,7 +214,8 @@ def _check(episode: TrackedEpisode, first: TrackedEpisode, number: int) -> None:
         )
     if episode.frames.dtype != np.uint8:
         raise ValueError(f"{where}: frames are {episode.frames.dtype}, expected uint8")
-    clips = len(episode.frames) - length + 1
+    held = len(episode.tracks) == len(episode.frames)
+    clips = len(episode.frames) if held else len(episode.frames) - stride * (length - 1)
     if clips < 1:
         raise ValueError(f"{where} has {len(episode.frames)} frames, too short for a clip of {length}; leave it out")
     if len(episode.tracks) != clips or episode.visible.shape != episode.tracks.shape[:3]:

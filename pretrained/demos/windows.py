@@ -78,6 +78,11 @@ class Demos:
         actions = self._actions[np.minimum(ahead, end[:, None] - 1)]
         return DemoBatch(obs, torch.from_numpy(actions), torch.from_numpy(ahead >= end[:, None]))
 
+    def places(self, index: Sequence[int] | np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Of windows: their episodes, and the steps within these [B]."""
+        steps = self.step[np.asarray(index, dtype=np.int64)]
+        return self._episode[steps], steps - self._first[steps]
+
     def all_actions(self) -> Tensor:
         """float32 [M, A], for normalisers."""
         return torch.from_numpy(self._actions[self.step])

@@ -57,17 +57,34 @@ class FlowModel(nn.Module):
         patch: int = 8,
         text_dim: int = 4096,
         dropout: float = 0.1,
+        kl_weight: float = WEIGHTS["kl"],
+        motion_weight: float = HARD,
+        units: str = "pixels",
+        latent: str = "token",
         quirks: str = "fixed",
         switches: Mapping[str, Any] | None = None,
     ) -> None:
-        """The published sizes are S (384, 4, 8, 4), B (768, 4, 10, 4: the default) and L (768, 6, 12, 8)."""
+        """The published sizes are S (384, 4, 8, 4), B (768, 4, 10, 4: the default) and L (768, 6, 12, 8).
+
+        `kl_weight`: more of it brings what the prior draws nearer to what was learned, where videos go several ways.
+        `motion_weight`: of points that move; with a large one those that stand still are made to move too. `units` of
+        what the layers see: pixels, as the original, or shares of the picture ("picture"), from which a small model
+        learns faster. `latent`: one token among many, which a small model does not heed, or added to every point's
+        token too ("everywhere")."""
         super().__init__()
         self.size = (int(size[0]), int(size[1]))
         check_sizes("FlowModel", width=width, heads=heads, size=self.size, patch=patch)
+        if units not in ("pixels", "picture") or latent not in ("token", "everywhere"):
+            raise ValueError(f"FlowModel: units '{units}' and latent '{latent}'; expected pixels or picture, and token "
+                             "or everywhere")  # fmt: skip
+        if motion_weight <= 0 or kl_weight < 0:
+            raise ValueError(f"FlowModel: motion_weight {motion_weight}, kl_weight {kl_weight}; expected more than 0")
         if horizon < 2 or history < 1:
             raise ValueError(f"FlowModel: expected horizon >= 2 and history >= 1, got {horizon} and {history}")
         self.width, self.horizon, self.history, self.patch, self.text_dim = width, horizon, history, patch, text_dim
-        self.quirks = choose(quirks, switches)
+        self.unit = 1.0 if units == "pixels" else max(self.size) / 4  # pixels; about as large as the latent then
+        self.motion_weight, self.everywhere = motion_weight, latent == "everywhere"
+        self.weights, self.quirks = {**WEIGHTS, "kl": kl_weight}, choose(quirks, switches)
         rows, columns = self.size[0] // patch, self.size[1] // patch
         values = 3 * history * patch**2
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
@@ -95,23 +112,25 @@ class FlowModel(nn.Module):
         `history`: normalised pictures [B, L, 3, Y, X]; `text` [B, S, Dl] with rows of zeros as padding."""
         self._check(flow, history, text)
         points, tail, mask = flow.shape[1], *self._seen(history, text)
-        tokens = torch.cat([self.cls_token.expand(len(flow), -1, -1), self.flow_encoder(flow.flatten(2)), tail], 1)
+        shown = self.flow_encoder(self._units(flow).flatten(2))
+        tokens = torch.cat([self.cls_token.expand(len(flow), -1, -1), shown, tail], 1)
         hidden = self.cvae_encoder(tokens, src_key_padding_mask=self._padded(mask, 1 + points))
         mu, logvar = self.z_mu(hidden[:, 0]), self.z_logvar(hidden[:, 0]).clamp(-LOGVAR, LOGVAR)
         z = mu + self.std(logvar) * noise
         patches = hidden[:, 1 + points : 1 + points + self.img_pos_embedding.shape[1]]
-        shown = self.flow_decoder(hidden[:, 1 : 1 + points]).view_as(flow)
+        shown = self.unit * self.flow_decoder(hidden[:, 1 : 1 + points]).view_as(flow)
         tracks = self.decode(z, flow[:, :, 0], history, text)
         return Reconstruction(tracks, mu, logvar, z, self.vision_decoder(patches), shown)
 
     def decode(self, z: Tensor, points: Tensor, history: Tensor, text: Tensor) -> Tracks:
         """Tracks from points [B, P, 2] for latents [B, D]."""
         tail, mask = self._seen(history, text)
-        tokens = torch.cat([z[:, None], self.query_point_encoder(points), tail], 1)
+        queries = self.query_point_encoder(self._units(points))
+        tokens = torch.cat([z[:, None], queries + z[:, None] if self.everywhere else queries, tail], 1)
         hidden = self.cvae_decoder(tokens, src_key_padding_mask=self._padded(mask, 1 + points.shape[1]))
         asked = hidden[:, 1 : 1 + points.shape[1]]
         # The heads also say the step after the last position, which nothing uses.
-        scale = self.scale_head(asked)[..., :-1, None]
+        scale = self.unit * self.scale_head(asked)[..., :-1, None]
         direction = F.normalize(self.direction_head(asked).unflatten(-1, (-1, 2))[:, :, :-1], dim=-1)
         return Tracks(scale, direction, integrate(points, scale, direction))
 
@@ -125,26 +144,33 @@ class FlowModel(nn.Module):
     def losses(self, out: Reconstruction, flow: Tensor, history: Tensor) -> dict[str, Tensor]:
         """The six terms, each with its weight; their sum is the loss."""
         scale, direction = steps(flow)
-        by_error = self.quirks.weighting == "error"
+        by_error, weight = self.quirks.weighting == "error", self.motion_weight
         moves = None if by_error else scale[..., 0] > MOVES
         tracks = out.tracks
         distance = (tracks.flow - flow)[:, :, 1:].norm(dim=-1)
         kl = -0.5 * (1 + out.logvar - out.mu**2 - out.logvar.exp()).sum()
         terms = {
-            "direction": _weighted(((tracks.direction - direction) ** 2).sum(-1), SQUARED, moves).mean(),
-            "scale": _weighted(((tracks.scale - scale) ** 2).sum(-1), SQUARED, moves).mean(),
-            "ade": _weighted(distance, MOVES, moves).mean(),
+            "direction": _weighted(((tracks.direction - direction) ** 2).sum(-1), SQUARED, moves, weight).mean(),
+            "scale": _weighted(((tracks.scale - scale) ** 2).sum(-1), SQUARED, moves, weight).mean(),
+            "ade": _weighted(distance, MOVES, moves, weight).mean(),
             "kl": (1 + kl**2).sqrt() - 1,
             "pictures": F.mse_loss(out.pictures, self.patches(history)),
             "tracks": F.mse_loss(out.shown, flow),
         }
-        return {k: WEIGHTS[k] * v for k, v in terms.items()}
+        return {k: self.weights[k] * v for k, v in terms.items()}
 
     def patches(self, history: Tensor) -> Tensor:
         """Pictures [B, L, 3, Y, X] -> [B, patches, patch * patch * L * 3]: row, column, picture, channel."""
         p = self.patch
         cut = history.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # [B, L, 3, rows, p, columns, p]
         return cut.permute(0, 3, 5, 4, 6, 1, 2).flatten(1, 2).flatten(2)
+
+    def _units(self, places: Tensor) -> Tensor:
+        """Of places in pixels; those of the picture are counted from its middle."""
+        if self.unit == 1.0:
+            return places
+        middle = torch.tensor([self.size[1] - 1, self.size[0] - 1], device=places.device) / 2
+        return (places - middle) / self.unit
 
     def _seen(self, history: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of pictures and words [B, patches + S, D], and which of the words are padding [B, S]."""
@@ -189,5 +215,5 @@ def displacement(flow: Tensor, target: Tensor) -> dict[str, float]:
     return {"ade": float(distance.mean()), "ltdr": float(within.mean())}
 
 
-def _weighted(error: Tensor, limit: float, moves: Tensor | None) -> Tensor:
-    return torch.where(error > limit if moves is None else moves, HARD * error, error)
+def _weighted(error: Tensor, limit: float, moves: Tensor | None, weight: float) -> Tensor:
+    return torch.where(error > limit if moves is None else moves, weight * error, error)

@@ -11,6 +11,9 @@ from pretrained.flip.text import TextEncoder
 from pretrained.flip.vae import IMAGENET, Autoencoder
 from pretrained.flip.value import ValueModel
 from pretrained.flip.video import VideoModel
+from pretrained.types import randn
+
+CLIP = 4.0
 
 
 class Imagination(nn.Module):
@@ -27,8 +30,13 @@ class Imagination(nn.Module):
         points: int = 529,
         steps: int = 20,
         eta: float | None = 0.0,
+        clip: float = CLIP,
+        common: bool = False,
     ) -> None:
-        """Raises ValueError if a model is missing, or if they do not fit each other."""
+        """`clip`: bound of clean latents, which are of about unit variance; 0: none. A sampler's first steps multiply
+        the network's error, and without a bound some videos of a small model break. `common`: all videos begin with
+        the same noise (DDIM only), so that candidates differ by their tracks alone. Raises ValueError if a model is
+        missing, or if they do not fit each other."""
         super().__init__()
         parts = {"flow": flow, "video": video, "vae": vae, "value": value}
         if missing := [name for name, part in parts.items() if part is None]:
@@ -38,7 +46,7 @@ class Imagination(nn.Module):
         assert vae is not None
         assert value is not None
         self.flow, self.video, self.vae, self.value = flow, video, vae, value
-        self.text, self.steps, self.eta = text, steps, eta
+        self.text, self.steps, self.eta, self.clip, self.common = text, steps, eta, clip, common
         self.points = grid(flow.size, points, quirks=flow.quirks)
         latent = (flow.size[0] // vae.factor, flow.size[1] // vae.factor)
         dims = {"text encoder": text.dim, "flow": flow.text_dim, "video": video.text_dim}
@@ -70,6 +78,16 @@ class Imagination(nn.Module):
         points = self.points.to(device).expand(len(pictures), -1, -1)
         tracks = self.flow.sample((pictures - mean) / std, words, points, list(rngs))
         known = self.vae.encode(pictures[:, -self.video.history :])
-        latents = self.video.sample(known, tracks.flow, words, list(rngs), steps=self.steps, eta=self.eta)
+        latents = self.video.sample(known, tracks.flow, words, list(rngs), steps=self.steps, eta=self.eta,
+                                    clip=self.clip, noise=self._noise(known) if self.common else None)  # fmt: skip
         video = self.vae.decode(latents)
         return Future(tracks.flow, video, self.value.score(video[:, -1], texts))
+
+    def _noise(self, known: Tensor) -> list[Tensor]:
+        """The one start of all videos that go on from latents [M, L, C, Y, X]. Raises ValueError unless it is all that
+        is drawn."""
+        if self.eta != 0.0:
+            raise ValueError(f"common noise goes with eta=0, where nothing else is drawn, not with eta={self.eta}")
+        shape = (1, known.shape[1] + self.video.frames, *known.shape[2:])
+        start = randn(shape, torch.Generator().manual_seed(0), known.device)
+        return [start.expand(len(known), *shape[1:])]

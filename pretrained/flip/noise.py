@@ -95,14 +95,14 @@ class Posterior:
     noise: Tensor
 
 
-def posterior(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, *, clip: bool = False) -> Posterior:
-    """From the network's answer for x at the schedule's steps t [B]; `clip` bounds the clean sample to [-1, 1]."""
+def posterior(schedule: Schedule, out: Tensor, x: Tensor, t: Tensor, *, clip: float = 0.0) -> Posterior:
+    """From the network's answer for x at the schedule's steps t [B]; `clip` bounds the clean sample, unless it is 0."""
     noise, between = out.chunk(2, 2)
     share = (between + 1) / 2  # of the larger of two bounds of the log-variance
     log_variance = share * at(schedule.betas.log(), t, x) + (1 - share) * at(schedule.posterior_log_variance, t, x)
     kept = schedule.kept
     clean = at((1 / kept).sqrt(), t, x) * x - at((1 / kept - 1).sqrt(), t, x) * noise
-    clean = clean.clamp(-1, 1) if clip else clean
+    clean = clean.clamp(-clip, clip) if clip else clean
     mean = at(schedule.of_clean, t, x) * clean + at(schedule.of_noisy, t, x) * x
     return Posterior(mean, log_variance, clean, noise)
 
@@ -160,7 +160,7 @@ def sample(
     *,
     eta: float | None = None,
     noises: Sequence[Tensor] | None = None,
-    clip: bool = False,
+    clip: float = 0.0,
 ) -> Tensor:
     """Latents [B, known + frames, C, Y, X] after the history [B, known, C, Y, X].
 

@@ -110,16 +110,17 @@ class VideoModel(nn.Module):
 
     def sample(
         self, history: Tensor, flow: Tensor, text: Tensor, rng: Rng | None = None, *, steps: int = 20,
-        eta: float | None = 0.0, noise: Sequence[Tensor] | None = None,
+        eta: float | None = 0.0, noise: Sequence[Tensor] | None = None, clip: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Latents of the future [B, F-1, C, Y, X] after a history [B, L, C, Y, X].
 
-        DDIM with `eta`, or ancestral if it is None, in `steps` network calls."""
+        DDIM with `eta`, or ancestral if it is None, in `steps` network calls. `clip` bounds what is taken for the clean
+        latents, unless it is 0."""
         if history.shape[1] != self.history:
             raise ValueError(f"the video model goes on from {self.history} frames, got {history.shape[1]}")
         condition = self.condition(flow, text)
         out = noises.sample(self.sampler(steps), lambda x, t: self.answer(x, t, *condition), history, self.frames, rng,
-                            eta=eta, noises=noise)  # fmt: skip
+                            eta=eta, noises=noise, clip=clip)  # fmt: skip
         return out[:, self.history :]
 
     def sampler(self, steps: int) -> noises.Schedule:

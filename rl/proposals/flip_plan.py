@@ -7,11 +7,13 @@ first ratio stays 1. A planner that fails gives an empty plan and says so; nothi
 import hashlib
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pretrained.flip.imagine import Imagination
+from envs.build import build
 from pretrained.flip.plan import load_modules, search_many
 from pretrained.flip.planner import Plan, Planner
 from pretrained.types import ObsBatch, Rng
@@ -29,7 +31,7 @@ class FlipPlan:
         flow: str = "",
         video: str = "",
         value: str = "",
-        world: Imagination | None = None,
+        world: Any = None,
         camera: str,
         every: int = 4,
         points: int = 144,
@@ -38,17 +40,22 @@ class FlipPlan:
         candidates: int = 4,
         segments: int = 1,
         goals: bool = False,
+        common: bool = False,
         seed: int | None = None,
         device: str = "",
     ) -> None:
-        """`flow`, `video`, `value`: checkpoints of these stages (or give a `world`). `every`: decisions between two
-        plans; a plan's first segment is what the policy sees. `seed`: the same noise for every plan, which are then
-        remembered; null draws it. `goals`: also attach vectors of the plan's pictures, `plan/goals` [N, K, D], for
-        `rl.rewards.plan_tracking`. Best of `candidates` is meant: 1 is planning without value."""
+        """`flow`, `video`, `value`: checkpoints of these stages; or give a `world`: an `Imagination`, or the node of
+        what takes its place, such as `pretrained.flip.recall.Recall`. `every`: decisions between two plans; a plan's
+        first segment is what the policy sees. `common`: see `Imagination`. `seed`: the same noise for every plan, which
+        are then remembered; null draws it. `goals`: also attach vectors of the plan's pictures, `plan/goals` [N, K, D],
+        for `rl.rewards.plan_tracking`. Best of `candidates` is meant: 1 is planning without value."""
         if every < 1 or segments < 1:
             raise ValueError(f"flip plan: expected every >= 1 and segments >= 1, got {every} and {segments}")
+        if isinstance(world, Mapping):
+            world = build(world)
         if world is None:
             world = load_modules(flow, video, value, points=points, steps=steps, device=device)
+        world.common = common or world.common
         self.world, self.camera, self.every, self.seed, self.goals = world, camera, every, seed, goals
         self.planner = Planner(beams=beams, candidates=candidates, segments=segments)
         self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()

@@ -181,9 +181,40 @@ def test_bad_input_is_named(change: dict[str, torch.Tensor], message: str) -> No
         ({"horizon": 1}, "horizon >= 2"),
         ({"quirks": "official"}, "fixed or faithful"),
         ({"switches": {"latent": "single"}}, "latent"),
+        ({"units": "metres"}, "pixels or picture"),
+        ({"latent": "nowhere"}, "token or everywhere"),
+        ({"motion_weight": 0.0}, "expected more than 0"),
         ({"switches": {"latent_std": "triple"}}, "single or double"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flow_model(**options)
+
+
+def test_units_and_weights_of_a_small_model() -> None:
+    x = scene()
+    model, plain = flow_model(units="picture", motion_weight=10.0, kl_weight=0.5), flow_model()
+    with torch.no_grad():
+        out = model(x["flow"], x["history"], x["text"], torch.zeros(2, 16))
+    torch.testing.assert_close(out.tracks.flow[:, :, 0], x["flow"][:, :, 0])  # pixels go in and come out
+    terms, other = (m.losses(out, x["flow"], x["history"]) for m in (model, plain))
+    torch.testing.assert_close(terms["kl"] / 0.5, other["kl"] / 1e-4)
+    error = (out.tracks.flow - x["flow"])[:, :, 1:].norm(dim=-1)
+    moves = steps(x["flow"])[0][..., 0] > 1
+    assert bool(moves.any())
+    torch.testing.assert_close(terms["ade"], torch.where(moves, 10 * error, error).mean())
+    corner = torch.tensor([0.0, 31.0])
+    torch.testing.assert_close(model._units(corner), torch.tensor([-15.5, 15.5]) / 8)
+
+
+def test_a_latent_everywhere_is_heeded_without_attention() -> None:
+    x = scene()
+    for latent, heeds in (("token", False), ("everywhere", True)):
+        model = flow_model(latent=latent)
+        decoder: Any = model.cvae_decoder
+        for layer in decoder.layers:
+            layer.self_attn.out_proj.weight.data.zero_()
+        still, moved = (model.decode(z, x["flow"][:, :, 0] / 20, x["history"], x["text"]).flow[:, :, -1]
+                        for z in (torch.zeros(2, 16), torch.randn(2, 16)))  # fmt: skip
+        assert bool(((still - moved).norm(dim=-1) > 1e-3).all()) == heeds

@@ -74,6 +74,37 @@ def test_pictures_of_another_resolution_are_named() -> None:
         imagination.imagine(torch.rand(1, 3, 3, 64, 64), ["open"], [torch.Generator()])
 
 
+@needs_diffusers
+def test_common_noise_leaves_only_tracks_to_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    imagination = Imagination(**parts(), common=True)
+    draw = imagination.flow.sample
+
+    def same(history: Any, text: Any, points: Any, rngs: Any) -> Any:
+        return draw(history, text, points, [torch.Generator().manual_seed(0) for _ in rngs])
+
+    monkeypatch.setattr(imagination.flow, "sample", same)
+    pictures, rngs = torch.rand(1, 3, 3, 32, 32).expand(2, -1, -1, -1, -1), [torch.Generator() for _ in range(2)]
+    for seed, g in enumerate(rngs):
+        g.manual_seed(seed)
+    video = imagination.imagine(pictures, ["open"] * 2, rngs).video
+    torch.testing.assert_close(video[0], video[1])
+    imagination.common = False
+    video = imagination.imagine(pictures, ["open"] * 2, rngs).video
+    assert float((video[0] - video[1]).abs().max()) > 1e-3
+    imagination.common, imagination.eta = True, None
+    with pytest.raises(ValueError, match="common noise goes with eta=0"):
+        imagination.imagine(pictures, ["open"] * 2, rngs)
+
+
+@needs_diffusers
+def test_clean_latents_are_bounded() -> None:
+    model = parts()["video"]
+    flow, text = torch.rand(1, 5, 6, 2), torch.rand(1, 4, 12)
+    for clip, bounded in ((0.25, True), (0.0, False)):
+        out = model.sample(torch.rand(1, model.history, 4, 4, 4), flow, text, torch.Generator(), steps=3, clip=clip)
+        assert (float(out.abs().max()) <= 0.25) == bounded
+
+
 def test_words_are_the_same_everywhere() -> None:
     encoder = Words(dim=6, length=5)
     out = encoder(["Open the drawer!", "open it"])

@@ -106,6 +106,20 @@ def test_windows_hold_history_future_and_tracks(tmp_path: Path) -> None:
         assert bool((frames[row, 2, moving[:, 1], moving[:, 0]] == 200).all())
 
 
+def test_without_labels_a_clip_has_any_sentence(tmp_path: Path) -> None:
+    folder = shard(tmp_path / "shard")
+    index = json.loads((folder / "index.json").read_text())
+    for i, row in enumerate(index["episodes"]):
+        row["instruction"] = f"goal {i}"
+    (folder / "index.json").write_text(json.dumps(index))
+    own = TrackReader(paths=folder, history=1).batch(range(13)).obs.texts
+    reader = TrackReader(paths=folder, history=1, labelled=False)
+    any_of = reader.batch(range(13), draw=3).obs.texts
+    assert set(own) == {"goal 0"}
+    assert len(set(any_of)) > 1
+    assert reader.batch(range(13), draw=3).obs.texts == any_of
+
+
 @pytest.mark.skipif(not HAVE_DIFFUSERS, reason="diffusers is not installed")
 def test_remembered_latents_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = TrackReader(paths=shard(tmp_path / "shard"), history=2)

@@ -70,6 +70,23 @@ def test_points_follow_their_bodies_to_the_last_frame() -> None:
     assert track._follow(played, TOLD, 16, STEPS + 2) is None
 
 
+def test_positions_may_lie_apart_and_the_last_moment_be_held() -> None:
+    played = track._play(Board(), TOLD, "eye")  # type: ignore[arg-type]
+    apart = track._follow(played, TOLD, 16, 4, 2)
+    held = track._follow(played, TOLD, 16, 4, 2, True)
+    assert apart is not None
+    assert held is not None
+    assert (len(apart.tracks), len(held.tracks)) == (STEPS + 1 - 2 * 3, STEPS + 1)
+    np.testing.assert_array_equal(held.tracks[: len(apart.tracks)], apart.tracks)
+    pixels = SPEED / AWAY * SIDE / 2 / np.tan(np.radians(FOVY) / 2)
+    on_board = held.tracks[0, :, 0, 0] > SIDE / 2 - 0.5
+    moved = (held.tracks - held.tracks[:, :, :1])[:, on_board][..., 0] / pixels
+    assert moved[0, 0] == pytest.approx([0, 2, 4, 6])
+    assert moved[STEPS - 3, 0] == pytest.approx([0, 2, 3, 3])  # three frames from the last one
+    with pytest.raises(ValueError, match="stride = 0"):
+        track.track([], Path("out"), camera="eye", stride=0)
+
+
 def test_a_replay_that_goes_otherwise_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ended after 4 of 9 steps"):
         track._play(Board(ends_after=4), TOLD, "eye")  # type: ignore[arg-type]

@@ -126,6 +126,21 @@ def test_shards_give_back_what_was_written(tmp_path: Path) -> None:
     assert shard.instructions(clips) == ["go", "stop"]
 
 
+def test_positions_may_lie_apart_and_the_last_frame_be_held(tmp_path: Path) -> None:
+    long = episode(9)
+    apart = replace(long, tracks=long.tracks[:3], visible=long.visible[:3])
+    write(tmp_path / "apart", [apart], stride=2)
+    before, after = Shard(tmp_path / "apart").pictures(np.array([2]), history=3)
+    np.testing.assert_array_equal(before[0], long.frames[[0, 0, 2]])
+    np.testing.assert_array_equal(after[0], long.frames[[4, 6, 8]])
+    held = replace(long, tracks=np.full((9, 5, 4, 2), 3.0), visible=np.ones((9, 5, 4), bool))
+    write(tmp_path / "held", [held], stride=2)
+    np.testing.assert_array_equal(Shard(tmp_path / "held").pictures(np.array([6]), history=1)[1][0],
+                                  long.frames[[8, 8, 8]])  # fmt: skip
+    with pytest.raises(ValueError, match="6 clips, expected 3"):
+        write(tmp_path / "apart", [long], stride=2)
+
+
 def test_shards_are_small_and_split_by_episode(tmp_path: Path) -> None:
     write(tmp_path / "shard", [episode(seed=i) for i in range(10)])
     shard = Shard(tmp_path / "shard")
