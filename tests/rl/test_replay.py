@@ -177,6 +177,15 @@ def test_lift_repeats_itself_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.sim
+def test_a_film_may_be_larger_than_the_policys_picture_of_the_same_camera(tmp_path: Path) -> None:
+    """Also where the simulator tells how its cameras map places to pixels."""
+    seen = replace(LIFT, sim={**LIFT.sim, "poses": True, "cameras": {"agentview": [16, 16]}})
+    played(seen, tmp_path, seeds=(3,))
+    write_environment(tmp_path, replace(seen, video={"agentview": (32, 32)}), read_environment(tmp_path)[1])
+    assert Path(replay(ReplayRun(f"{tmp_path}:0"))["video"]).stat().st_size > 500
+
+
+@pytest.mark.sim
 def test_libero_repeats_itself_to_the_bit(
     tmp_path: Path, libero: EnvConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
