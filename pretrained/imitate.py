@@ -33,6 +33,7 @@ from pretrained.progress import Bar
 from pretrained.rectified_flow import Reflow
 from pretrained.schedule import SCHEDULES, learning_rate
 from pretrained.stages import staged
+from pretrained.start import first_policy
 from pretrained.types import DemoBatch, Features, Metrics, ObsBatch
 
 # Settings that may differ between a run and its resumption.
@@ -54,6 +55,7 @@ class ImitateRun:
     reader: Mapping[str, Any] | None = None  # node that reads another layout than LIBERO's, such as Chores
     stage: str = ""  # of a policy that is trained in several, such as VPP's "video"; "" trains the policy itself
     init: str = ""  # checkpoint to start from; its normalisers are kept
+    refit: bool = False  # take its weights alone, which may be of another environment, and fit normalisers anew
     reflow: int | None = None  # straighten the paths of the flow `init`: its sampler's steps per pair, 10 to 50
     env: EnvConfig | Mapping[str, Any] | None = None  # only needed if the demonstrations do not say what they are of
     steps: int = 2000
@@ -127,18 +129,14 @@ class _Imitation:
         self.env: EnvSpec = demo_spec(run) if demos is None else demos.env
         torch.manual_seed(run.seed)
         start = checkpoint.find(run.init) if run.init else None
-        self.policy: Any = (
-            checkpoint.load_policy(start, env=self.env, overrides=run.policy)
-            if start
-            else build(run.policy, env=self.env)
-        )
+        self.policy: Any = first_policy(run.policy, self.env, start, refit=run.refit)
         spec = self.policy.spec
         if demos is None:
             demos = Demos(run.demos, env=self.env, horizon=spec.horizon, history=spec.history, align=run.align,
                           drop_noops=run.drop_noops, max_demos=run.max_demos, in_memory=run.in_memory,
                           names=run.names, ahead=getattr(self.policy, "looks_ahead", False))  # fmt: skip
         self.train_set, self.val_set = demos.split(run.val_fraction, run.seed)
-        if start is None:
+        if start is None or run.refit:
             self.policy.fit_normalizers(self.train_set.all_actions(), self.train_set.all_proprio())
         if hasattr(self.policy, "learn_by_imitation"):
             self.policy.learn_by_imitation()

@@ -67,6 +67,7 @@ class ActPolicy(nn.Module):
         planes: Sequence[int] = (64, 128, 256, 512),
         critic_width: int = 256,
         dropout: float = 0.1,
+        state_dropout: float = 0.0,
         kl_weight: float = 10.0,
         gripper_weight: float = 0.05,
         augment: Sequence[str] = ("elastic", "colorjitter", "crop", "noise"),
@@ -79,8 +80,10 @@ class ActPolicy(nn.Module):
         are not normalised. `state_stats`: normalise it by its own statistics, or, for [gripper, joints] of a robot
         whose actions are [joints, gripper], by those of the actions, as the original does. `targets`: where it acts,
         pictures come as hints of the proposal `target_image`, and must; imitation has its own. `binary` actions are
-        Bernoulli. `clip`: text tower, a folder, hub id or "tiny"; `imagenet`: weights of the ResNet, "" for random.
-        `quirks` is fixed or faithful; `switches` changes single fields of `Quirks`. `painter`: of stage=diffusion."""
+        Bernoulli. `state_dropout`: share of windows that imitation shows without their state. Where the present joints
+        tell most of a chunk, a small controller may not learn to look at the pictures otherwise. `clip`: text tower, a
+        folder, hub id or "tiny"; `imagenet`: weights of the ResNet, "" for random. `quirks` is fixed or faithful;
+        `switches` changes single fields of `Quirks`. `painter`: of stage=diffusion."""
         super().__init__()
         self.quirks = choose(quirks, switches or {})
         entries = sorted({*binary, *kernel.get("binary", ())})
@@ -90,7 +93,7 @@ class ActPolicy(nn.Module):
         _check(self, env, state_stats, [*plain_state], names)
         disturb.check_names(augment, disturb.OF_CONTROLLERS)
         self.state_stats, self.dropout, self.augment, self.targets = state_stats, dropout, tuple(augment), targets
-        self.kl_weight, self.gripper_weight = kl_weight, gripper_weight
+        self.kl_weight, self.gripper_weight, self.state_dropout = kl_weight, gripper_weight, state_dropout
         self.actions = ActionScale(env.low, env.high, binary=self.kernel.binary)
         self.state = StateScale(len(names), plain=[names.index(n) for n in plain_state])
         self.text = ClipEncoder(cameras={}, model=clip)
@@ -149,7 +152,8 @@ class ActPolicy(nn.Module):
     def _state(self, x: Features) -> Tensor:
         raw = x["proprio"][:, -1][:, self.entries]
         state = self.state(raw)
-        return torch.where(x["first"][:, None], raw, state) if "first" in x else state
+        state = torch.where(x["first"][:, None], raw, state) if "first" in x else state
+        return state.masked_fill(x["unseen"][:, None], 0.0) if "unseen" in x else state
 
     def _run(
         self, images: Tensor, state: Tensor, text: Tensor, latent: Tensor | None = None, dropout: float = 0.0
@@ -228,6 +232,9 @@ class ActPolicy(nn.Module):
         """As `imitation_loss`, from features."""
         if not bool(torch.isfinite(actions).all()):
             raise ValueError("demonstrated actions are not finite; drop the broken episodes")
+        if self.state_dropout and self.training:
+            unseen = torch.rand(len(actions), generator=rng) < self.state_dropout
+            x = {**x, "unseen": unseen.to(self.device)}
         noise = torch.randn(len(actions), self.sizes.latent, generator=rng).to(self.device)
         losses, _, _ = self.learn(x, self.actions.encode(actions.float()), is_pad, noise)
         loss = losses.l1 + self.gripper_weight * losses.gripper + self.kl_weight * losses.kl

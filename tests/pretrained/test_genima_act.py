@@ -1,5 +1,6 @@
 """GENIMA's controller as a policy: the original's quirks, disturbed pictures, and mistakes. Laws: test_policy_laws."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,21 @@ def test_training_disturbs_pictures_and_evaluation_does_not() -> None:
     policy.train()
     assert plain == again
     assert plain != policy.imitation_loss(demo, torch.Generator().manual_seed(0))[0]
+
+
+def test_some_windows_are_shown_without_their_state() -> None:
+    """With all of them, the state changes nothing while it imitates, and as much as ever when it acts."""
+    policy = make("genima", augment=[], state_dropout=1.0, dropout=0.0)
+    demo = demonstrations(policy, 2)
+    other = dataclasses.replace(demo, obs=dataclasses.replace(demo.obs, proprio=demo.obs.proprio + 1.0))
+
+    def losses() -> list[float]:
+        return [float(policy.imitation_loss(d, torch.Generator().manual_seed(0))[0]) for d in (demo, other)]
+
+    policy.train()
+    assert losses()[0] == losses()[1]
+    policy.eval()
+    assert losses()[0] != losses()[1]
 
 
 def test_imagenet_weights_of_torchvisions_names(tmp_path: Any) -> None:

@@ -88,17 +88,21 @@ def _importable(monkeypatch):
     monkeypatch.setitem(sys.modules, "pretrained.dummy_imitate", dummy_module())
 
 
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory):
+def record(path, env, seed):
     """Twelve episodes whose action is minus half of the position."""
-    rng = np.random.default_rng(0)
-    writer = DemoWriter(tmp_path_factory.mktemp("demos") / "a.hdf5", env=SPEC, identity={})
+    rng = np.random.default_rng(seed)
+    writer = DemoWriter(path, env=env, identity={})
     for k in range(12):
         proprio = rng.uniform(-1, 1, size=(9, 2)).astype(np.float32)
         images = {"top": rng.integers(0, 255, size=(9, 16, 16, 3), dtype=np.uint8)}
         actions = -0.5 * proprio.astype(np.float64)
         writer.add(k, Recorded(images, proprio, actions, actions, np.zeros(9), np.zeros((9, 1)), "go", "red", k, True))
     return str(writer.finish(range(12), {}))
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("demos") / "a.hdf5", SPEC, seed=0)
 
 
 def settings(demos, out, node=NODE, **kwargs):
@@ -216,6 +220,18 @@ def test_starts_from_a_checkpoint(demos, tmp_path):
     assert checkpoint.read_card(second).parent == str(tmp_path / "a")
     for name, value in checkpoint.load_policy(first).state_dict().items():
         torch.testing.assert_close(checkpoint.load_policy(second).state_dict()[name], value)
+
+
+def test_takes_on_the_weights_of_another_task(demos, tmp_path):
+    first = imitate(settings(demos, tmp_path / "a"))
+    other = record(tmp_path / "b.hdf5", dataclasses.replace(SPEC, control_hz=20.0), seed=1)
+    with pytest.raises(ValueError, match="was trained with control_hz"):
+        imitate(settings(other, tmp_path / "b", init=str(first), steps=1, lr=0.0))
+    second = imitate(settings(other, tmp_path / "c", init=str(first), refit=True, steps=1, lr=0.0))
+    before, after = (checkpoint.load_policy(p).state_dict() for p in (first, second))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"mean"}  # the normaliser
+    with pytest.raises(ValueError, match=r"the weights of .* do not fit this policy and environment[^?]*actor"):
+        imitate(settings(other, tmp_path / "d", {**NODE, "width": 12}, init=str(first), refit=True, steps=1))
 
 
 def test_frozen_features_are_computed_once_and_change_nothing(demos, tmp_path, monkeypatch):
