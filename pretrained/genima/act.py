@@ -76,14 +76,12 @@ class ActPolicy(nn.Module):
         switches: Mapping[str, Any] | None = None,
         painter: Mapping[str, Any] | None = None,
     ) -> None:
-        """`state` picks entries of the proprioception, in order; those in `plain_state`, such as a gripper's opening,
-        are not normalised. `state_stats`: normalise it by its own statistics, or, for [gripper, joints] of a robot
-        whose actions are [joints, gripper], by those of the actions, as the original does. `targets`: where it acts,
-        pictures come as hints of the proposal `target_image`, and must; imitation has its own. `binary` actions are
-        Bernoulli. `state_dropout`: share of windows that imitation shows without their state. Where the present joints
-        tell most of a chunk, a small controller may not learn to look at the pictures otherwise. `clip`: text tower, a
-        folder, hub id or "tiny"; `imagenet`: weights of the ResNet, "" for random. `quirks` is fixed or faithful;
-        `switches` changes single fields of `Quirks`. `painter`: of stage=diffusion."""
+        """`state` picks entries of the proprioception; those in `plain_state` are not normalised. `state_stats`: by its
+        own statistics, or, for [gripper, joints] of a robot with actions [joints, gripper], by theirs, as the original
+        does. `state_dropout`: share of imitated windows without it, so that a small controller learns to look.
+        `targets`: where it acts, pictures come as hints of the proposal `target_image`, and must. `binary` actions are
+        Bernoulli. `clip`: text tower, a folder, hub id or "tiny"; `imagenet`: the ResNet's weights, "" for random.
+        `quirks`: fixed or faithful; `switches` changes fields of `Quirks`. `painter`: of stage=diffusion."""
         super().__init__()
         self.quirks = choose(quirks, switches or {})
         entries = sorted({*binary, *kernel.get("binary", ())})
@@ -100,8 +98,7 @@ class ActPolicy(nn.Module):
         self.sizes = Sizes(
             state_dim=len(names), action_dim=env.action_dim, text_dim=self.text.text_dim, horizon=horizon, width=width,
             heads=heads, ffn=ffn, encoder_layers=encoder_layers, decoder_layers=decoder_layers,
-            style_layers=style_layers, latent=latent, planes=tuple(planes),
-        )  # fmt: skip
+            style_layers=style_layers, latent=latent, planes=tuple(planes))  # fmt: skip
         self.encoder, self.actor, self.style = Views(self.sizes), Act(self.sizes), StyleEncoder(self.sizes)
         load_imagenet(self.encoder.backbone, imagenet)
         self.noise = FreeNoise(horizon=horizon, action_dim=env.action_dim)
