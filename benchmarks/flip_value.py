@@ -213,8 +213,9 @@ def main() -> int:
     settings = (f"{given.episodes} episodes per arm, a plan every {given.every} decisions, {source}; greedy actions; "
                 f"{best.seconds / given.episodes:.1f} s per episode with {name(best.candidates)}.")  # fmt: skip
     models = "--flow F --value W --recall SHARD" if given.recall else "--flow F --video V --value W"
+    heeded = " --demos DEMOS --shard SHARD" if given.demos else ""
     command = (f"python -m benchmarks.flip_value POLICY {' '.join(given.words)} {models} --episodes {given.episodes} "
-               f"--candidates {' '.join(map(str, given.candidates))}")  # fmt: skip
+               f"--candidates {' '.join(map(str, given.candidates))}{heeded}")  # fmt: skip
     write_section("flip_value", f"## FLIP's plans, acted on\n\n{hardware()}\n\n" + "\n\n".join(parts)
                   + f"\n\n{settings}\n\nCommand: `{command}`.")  # fmt: skip
     if first is None or best is first:

@@ -81,9 +81,12 @@ def make_plan(run: PlanRun) -> Path:
 
 
 def load_modules(
-    flow: str, video: str, value: str, *, points: int, steps: int = 20, eta: float | None = 0.0, device: str = ""
-) -> Imagination:
-    """The modules of three checkpoints. Raises ValueError naming one that is of another stage, or mixed texts."""
+    flow: str, video: str, value: str, *, points: int, steps: int = 20, eta: float | None = 0.0, common: bool = False,
+    device: str = "",
+) -> Imagination:  # fmt: skip
+    """The modules of three checkpoints; the rest is as of `Imagination`.
+
+    Raises ValueError naming one that is of another stage, or mixed texts."""
     loaded: dict[str, Any] = {}
     for name, path in (("flow", flow), ("video", video), ("value", value)):
         if not path:
@@ -96,7 +99,7 @@ def load_modules(
     check_same({name: encoder.name for name, encoder in encoders.items()})
     world = Imagination(flow=loaded["flow"].flow, video=loaded["video"].video, vae=loaded["video"].vae,
                         value=loaded["value"].value, text=encoders["flow"], points=points, steps=steps,
-                        eta=eta)  # fmt: skip
+                        eta=eta, common=common)  # fmt: skip
     return world.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
 
 

@@ -51,7 +51,7 @@ class Recall:
             raise ValueError(
                 f"near = {near} of {len(np.unique(self.owner))} episodes; expected at least 1, and no more"
             )
-        self.near, self.ahead, self.common = near, ahead, True  # there is no noise that could be another
+        self.near, self.ahead = near, ahead
         path, model = ("", value) if isinstance(value, ValueModel) else (value, None)
         self.value = LivJudge(checkpoint_path=path, value=model, calibration=(1.0, 0.0)).value
         y, x = self.shard.frames.shape[1:3]

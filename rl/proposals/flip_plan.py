@@ -54,8 +54,7 @@ class FlipPlan:
         if isinstance(world, Mapping):
             world = build(world)
         if world is None:
-            world = load_modules(flow, video, value, points=points, steps=steps, device=device)
-        world.common = common or world.common
+            world = load_modules(flow, video, value, points=points, steps=steps, common=common, device=device)
         self.world, self.camera, self.every, self.seed, self.goals = world, camera, every, seed, goals
         self.planner = Planner(beams=beams, candidates=candidates, segments=segments)
         self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
