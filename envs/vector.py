@@ -300,11 +300,11 @@ class SimVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if not 1 <= n <= self.max_chunk or dims != (self.env_spec.action_dim,):
             wanted = f"(1..{self.max_chunk}, {self.env_spec.action_dim})"
             raise EnvError(f"row {i}: chunk has shape {np.shape(chunk)}, expected {wanted}")
-        if not np.isfinite(chunk).all():
-            raise EnvError(f"row {i}: an action is not finite: {chunk.tolist()}; check the policy's output")
-        outside = (chunk < self._low) | (chunk > self._high)
-        if outside.any():
-            j, k = np.argwhere(outside)[0]
+        inside = (chunk >= self._low) & (chunk <= self._high)  # no number that is not finite is
+        if not inside.all():
+            if not np.isfinite(chunk).all():
+                raise EnvError(f"row {i}: an action is not finite: {chunk.tolist()}; check the policy's output")
+            j, k = np.argwhere(~inside)[0]
             raise EnvError(
                 f"row {i}: action '{self.env_spec.actions[k]}' = {chunk[j, k]:.6g} is outside "
                 f"[{self.env_spec.low[k]:g}, {self.env_spec.high[k]:g}]; clip it, or check the action convention"

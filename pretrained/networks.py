@@ -76,7 +76,8 @@ def pixel_conv(
     directions: as much memory as the cache has, instead of four times the batch, which takes longer than the sums."""
     plain = images.is_cuda or torch.compiler.is_compiling() or torch.is_autocast_enabled(images.device.type)
     if not plain:
-        return _PixelConv.apply(images, weight, bias, stride, padding)
+        conv = _PixelConv.apply if torch.is_grad_enabled() else _slab_conv
+        return conv(images, weight, bias, stride, padding)
     h = images.permute(0, 3, 1, 2).to(weight.dtype, copy=True).sub_(127.5)
     return F.conv2d(h, weight, bias, stride, padding)
 
@@ -90,8 +91,7 @@ class _PixelConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.window = stride, padding
-        parts = [F.conv2d(h, weight, bias, stride, padding) for _, h in _slabs(images, weight.dtype)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _slab_conv(images, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -104,6 +104,13 @@ class _PixelConv(torch.autograd.Function):
             wanted = [False, True, False]  # of input, weight and bias
             total += back(grad[rows], h, weight, None, stride, padding, [1, 1], False, [0, 0], 1, wanted)[1]
         return None, total, grad.sum((0, 2, 3)), None, None
+
+
+def _slab_conv(
+    images: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    parts = [F.conv2d(h, weight, bias, stride, padding) for _, h in _slabs(images, weight.dtype)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 SLAB = 2**19  # numbers per thread that are floats at a time

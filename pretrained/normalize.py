@@ -28,7 +28,7 @@ class ActionNormalizer(nn.Module):
         bad = [i for i in binary if not 0 <= i < len(low)]
         if bad:
             raise ValueError(f"binary entries {bad} do not exist; expected indices below {len(low)}, the action dim")
-        self.mode = mode
+        self.mode, self.any_binary = mode, bool(binary)
         self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
         self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
         is_binary = torch.zeros(len(low), dtype=torch.bool)
@@ -66,7 +66,9 @@ class ActionNormalizer(nn.Module):
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised -> env units, inside the legal bounds."""
-        actions = torch.where(self.is_binary, torch.where(x > 0, self.high, self.low), x * self.scale + self.offset)
+        actions = x * self.scale + self.offset
+        if self.any_binary:
+            actions = torch.where(self.is_binary, torch.where(x > 0, self.high, self.low), actions)
         return torch.minimum(torch.maximum(actions, self.low), self.high)
 
 
