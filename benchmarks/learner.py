@@ -44,8 +44,8 @@ def make_learner(policy: Any, threads: int) -> Learner:
 class Bare:
     """PPO over the summed log-prob of a memoryless policy's chain, for a segment of N streams and T decisions."""
 
-    def __init__(self, policy: Any, *, rescore: bool) -> None:
-        self.policy, self.rescore = policy, rescore
+    def __init__(self, policy: Any, *, rescore: bool, algo: Ppo | None = None) -> None:
+        self.policy, self.rescore, self.algo = policy, rescore, algo or ALGO
         critic = list(policy.critic.parameters())
         actor = [p for n, p in policy.named_parameters() if p.requires_grad and not n.startswith("critic")]
         groups = [{"params": actor, "lr": 1e-5}, {"params": critic, "lr": 1e-4}]
@@ -63,16 +63,16 @@ class Bare:
             with torch.no_grad():
                 old = torch.cat([self._score(x, trace, starts, i)[0] for i in torch.arange(rows).tensor_split(4)])
         advantage, returns, logs = advantage.flatten(), returns.flatten(), []
-        for _ in range(ALGO.epochs):
-            for i in torch.randperm(rows).tensor_split(ALGO.minibatches):
+        for _ in range(self.algo.epochs):
+            for i in torch.randperm(rows).tensor_split(self.algo.minibatches):
                 log_prob, value = self._score(x, trace, starts, i)
                 ratio = (log_prob - old[i]).exp()
                 a = advantage[i]
-                policy_loss = -torch.minimum(ratio * a, ratio.clamp(1 - ALGO.clip, 1 + ALGO.clip) * a).mean()
+                policy_loss = -torch.minimum(ratio * a, ratio.clamp(1 - self.algo.clip, 1 + self.algo.clip) * a).mean()
                 value_loss = 0.5 * ((value - returns[i]) ** 2).mean()
                 self.optimizer.zero_grad()
-                (policy_loss + ALGO.value_coef * value_loss).backward()
-                norms = [float(torch.nn.utils.clip_grad_norm_(p, ALGO.max_grad_norm)) for p in self.parts]
+                (policy_loss + self.algo.value_coef * value_loss).backward()
+                norms = [float(torch.nn.utils.clip_grad_norm_(p, self.algo.max_grad_norm)) for p in self.parts]
                 self.optimizer.step()
                 logs.append([policy_loss.item(), value_loss.item(), *norms])
         names = ("policy", "value", "norm", "critic_norm")
@@ -84,10 +84,10 @@ class Bare:
 
     def _targets(self, s: Segment) -> tuple[Tensor, Tensor]:
         advantage, last = torch.zeros_like(s.value), torch.zeros(len(s.value))
-        discount, live = ALGO.gamma**s.duration, (~s.terminated).float()
+        discount, live = self.algo.gamma**s.duration, (~s.terminated).float()
         error = s.env_reward + discount * live * s.next_value - s.value
         for t in reversed(range(s.value.shape[1])):
-            last = error[:, t] + discount[:, t] * ALGO.lam * live[:, t] * last
+            last = error[:, t] + discount[:, t] * self.algo.lam * live[:, t] * last
             advantage[:, t] = last
         returns = advantage + s.value
         return (advantage - advantage.mean()) / (advantage.std() + 1e-8), returns

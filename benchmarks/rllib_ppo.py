@@ -17,16 +17,15 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from envs.build import build
-from envs.toy import Toy
 from rl.ppo import Ppo
 
 
 class ToyEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
-    """`envs.toy.Toy` with its first task, in this process."""
+    """The toy with its first task, in this process."""
 
     def __init__(self, sim: dict[str, Any]) -> None:
         """`sim` is the node of the toy."""
-        self.toy = Toy(**{k: v for k, v in sim.items() if k != "_target_"})
+        self.toy: Any = build(sim)
         spec, limit = self.toy.spec, np.finfo(np.float32)
         images = {name: gym.spaces.Box(0, 255, (y, x, 3), np.uint8) for name, (y, x) in spec.cameras.items()}
         proprio = gym.spaces.Box(limit.min, limit.max, (spec.proprio_dim,), np.float32)
@@ -54,7 +53,7 @@ class Module(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """Build them from the node and the toy in the module's configuration."""
-        spec = Toy(**{k: v for k, v in self.model_config["sim"].items() if k != "_target_"}).spec
+        spec = build(self.model_config["sim"]).spec
         self.policy = build(self.model_config["policy"], env=spec)
         self.register_buffer("tokens", self.policy.towers.tokens([f"reach the {spec.tasks[0]} target"]))
 

@@ -7,7 +7,9 @@ learner. Ours is the engine `rllib` that `launch.py finetune` takes by default.
 
     free    a step of the toy costs what two pictures cost to draw; environments in the worker's process on both sides
             (`env.process=shared`)
-    apart   the same, but ours in supervised processes of their own, as is our default
+    lean    the same with pictures drawn beforehand, the smallest network, two epochs and one thread per process, as the
+            gap was first measured: next to nothing but what surrounds them is left
+    apart   `free`, but ours in supervised processes of their own, as is our default
     slow    a step takes 10 ms of processor time; ours in processes of their own
     heavy   `apart` with about ten times the convolutions: the networks take most of the time on either side
 
@@ -20,6 +22,9 @@ slows both. Figures are medians over the rounds:
     learner     seconds inside LearnerGroup.update per sample, ours / theirs (less is better)
     memory      growth of the driver's peak resident memory, which holds the learner, over what it was before the first
                 iteration, ours / theirs (less is better); asked of `free` alone, whose batch is large
+
+In `free` and `lean` a third side takes its turn, `bare`: the same toy, network and gradients with nothing around them
+(`benchmarks.bare_ppo`). Its ratio to RLlib is what a platform that costs nothing would reach.
 """
 
 import argparse
@@ -51,17 +56,28 @@ POLICY: dict[str, Any] = {
     "critic_width": 64,
     "critic_detach": False,  # one backward through everything, as RLlib's loss does
 }
+LEAN = {**POLICY, "network": {"_target_": "pretrained.networks.VelocityMlp", "layers": 1},
+        "encoder": {**POLICY["encoder"], "pool": "flatten"}}  # fmt: skip
 HEAVY = {**POLICY, "encoder": {**ENCODER, "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 2]}}
+ALGO = {"lr": 1e-4, "clip": 0.2, "links": "sum", "reduction": "sum", "epochs": 4, "minibatches": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "free": {"sim": TOY, "decisions": 256, "policy": POLICY, "process": "shared"},  # decisions: of a row, per iteration
+    "lean": {
+        "sim": {**TOY, "stills": 32},
+        "decisions": 64,
+        "policy": LEAN,
+        "process": "shared",
+        "algo": {**ALGO, "epochs": 2, "minibatches": 4},
+        "threads": 1,
+    },
     "apart": {"sim": TOY, "decisions": 256, "policy": POLICY},
     "slow": {"sim": {**TOY, "step_ms": 10.0}, "decisions": 32, "policy": POLICY},
     "heavy": {"sim": TOY, "decisions": 64, "policy": HEAVY},
 }
-ALGO = {"lr": 1e-4, "clip": 0.2, "links": "sum", "reduction": "sum", "epochs": 4, "minibatches": 4}
 GOALS = {"free/iteration": 2.0, "free/learner": 0.55, "free/memory": 1 / 3, "slow/iteration": 1.0}
 LESS = ("learner", "memory")  # figures of which less is better
 SIDES = ("ours", "rllib")
+BARE = ("free", "lean")  # settings that are also measured with nothing around the network: `benchmarks.bare_ppo`
 
 
 # --- in a process of its own ------------------------------------------------------------------------------------------
@@ -73,7 +89,7 @@ def serve(side: str, setting: dict[str, Any]) -> None:
 
     torch.set_num_threads(setting["threads"])
     with tempfile.TemporaryDirectory() as folder:
-        iterate, stop = {"ours": _ours, "rllib": _theirs}[side](setting, Path(folder))
+        iterate, stop = {"ours": _ours, "rllib": _theirs, "bare": _bare}[side](setting, Path(folder))
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _memory("VmRSS")
         print(json.dumps({"ready": True}), flush=True)
@@ -89,19 +105,18 @@ def serve(side: str, setting: dict[str, Any]) -> None:
 def _run(setting: dict[str, Any], folder: Path) -> Any:
     """Settings of our run, with a checkpoint to begin with."""
     from envs.build import build
-    from envs.toy import Toy
     from envs.types import EnvConfig
     from pretrained.checkpoint import save
     from rl.run import FinetuneRun
 
     sim = setting["sim"]
-    spec = Toy(**{k: v for k, v in sim.items() if k != "_target_"}).spec
+    spec = build(sim).spec
     save(folder / "step_000000", build(setting["policy"], env=spec), node=setting["policy"], env=spec)
     return FinetuneRun(
         checkpoint=str(folder / "step_000000"),
         env=EnvConfig(sim=sim, process=setting.get("process", "own")),
         out=str(folder / "out"),
-        algo=ALGO,
+        algo=setting["algo"],
         rewards={"sparse": {"weight": 1.0, "term": {"_target_": "rl.rewards.sparse.Sparse"}}},
         engine="rllib",
         num_workers=setting["workers"],
@@ -136,7 +151,7 @@ def _theirs(setting: dict[str, Any], folder: Path) -> tuple[Callable[[], tuple[f
 
     start_ray(_run(setting, folder))
     sizes = {"workers": setting["workers"], "envs": setting["envs"], "decisions": setting["decisions"]}
-    config = make_config(setting["sim"], setting["policy"], Ppo(**ALGO), **sizes)
+    config = make_config(setting["sim"], setting["policy"], Ppo(**setting["algo"]), **sizes)
     algorithm: Any = config.build_algo()
     learned, counted = _timed(algorithm.learner_group), [0.0]
 
@@ -148,6 +163,20 @@ def _theirs(setting: dict[str, Any], folder: Path) -> tuple[Callable[[], tuple[f
     def stop() -> None:
         algorithm.stop()
         ray.shutdown()
+
+    return iterate, stop
+
+
+def _bare(setting: dict[str, Any], folder: Path) -> tuple[Callable[[], tuple[float, float]], Callable[[], None]]:
+    from benchmarks.bare_ppo import make_loop
+
+    sample, learn, stop = make_loop(setting)
+
+    def iterate() -> tuple[float, float]:
+        steps = sample()
+        started = time.perf_counter()
+        learn()
+        return steps, time.perf_counter() - started
 
     return iterate, stop
 
@@ -219,12 +248,13 @@ class Side:
         self.errors.close()
 
 
-def measure(setting: dict[str, Any], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Iterations of both sides in turn; medians of both and of their ratios."""
-    setting = {"workers": WORKERS, "envs": ENVS, "threads": len(os.sched_getaffinity(0)), **setting}
+def measure(setting: dict[str, Any], rounds: int, say: Callable[[str], None], *, bare: bool = False) -> dict[str, Any]:
+    """Iterations of all sides in turn; medians of them and of their ratios."""
+    names = (*SIDES, "bare") if bare else SIDES
+    setting = {"workers": WORKERS, "envs": ENVS, "threads": len(os.sched_getaffinity(0)), "algo": ALGO, **setting}
     sides = []
     try:
-        for name in SIDES:  # one after the other: starting is the noisiest part
+        for name in names:  # one after the other: starting is the noisiest part
             sides.append(Side(name, setting))
             sides[-1].answer()
         for side in sides:
@@ -232,23 +262,29 @@ def measure(setting: dict[str, Any], rounds: int, say: Callable[[str], None]) ->
         found: list[dict[str, dict[str, float]]] = []
         for i in range(rounds):
             found.append({side.name: side.iterate() for side in (sides if i % 2 else reversed(sides))})
-            say(", ".join(f"{k} {found[-1][k]['rate']:.0f}/s" for k in SIDES))
+            say(", ".join(f"{k} {found[-1][k]['rate']:.0f}/s" for k in names))
     finally:
         for side in sides:
             side.stop()
 
-    def middle(key: str) -> dict[str, float]:
-        return {k: statistics.median(row[k][key] for row in found) for k in SIDES}
+    def middle(key: str, name: str = "ours") -> dict[str, float]:
+        return {k: statistics.median(row[k][key] for row in found) for k in (name, "rllib")}
 
-    def ratio(key: str) -> float:
-        return statistics.median(row["ours"][key] / row["rllib"][key] for row in found)
+    def ratio(key: str, name: str = "ours") -> float:
+        return statistics.median(row[name][key] / row["rllib"][key] for row in found)
 
     last = {k: found[-1][k]["grown_mib"] for k in SIDES}  # a peak only grows
+    floor = {}
+    if bare:
+        learner = {k: 1e6 * v for k, v in middle("learn_s", "bare").items()}
+        floor = {"bare/iteration": {"ratio": ratio("rate", "bare"), **middle("rate", "bare"), "unit": "samples/s"},
+                 "bare/learner": {"ratio": ratio("learn_s", "bare"), **learner, "unit": "us/sample"}}  # fmt: skip
     return {
         "iteration": {"ratio": ratio("rate"), **middle("rate"), "unit": "samples/s"},
         "learner": {"ratio": ratio("learn_s"), **{k: 1e6 * v for k, v in middle("learn_s").items()},
                     "unit": "us/sample"},
         "memory": {"ratio": last["ours"] / last["rllib"], **last, "unit": "MiB"},
+        **floor,
         "rounds": rounds,
     }  # fmt: skip
 
@@ -260,8 +296,7 @@ def as_results(name: str, found: dict[str, Any]) -> dict[str, Any]:
             "ratio": round(v["ratio"], 4),
             "goal": GOALS.get(f"{name}/{figure}"),
             "at_most": figure in LESS,
-            "ours": round(v["ours"], 2),
-            "rllib": round(v["rllib"], 2),
+            **{k: round(v[k], 2) for k in ("ours", "bare", "rllib") if k in v},
             "unit": v["unit"],
             "rounds": found["rounds"],
         }
@@ -276,9 +311,11 @@ def as_table(results: dict[str, Any]) -> str:
     for name, r in results.items():
         missed = r["goal"] is not None and (r["ratio"] > r["goal"] if r["at_most"] else r["ratio"] < r["goal"])
         goal = "" if r["goal"] is None else ("<= " if r["at_most"] else ">= ") + f"{r['goal']:.2f}"
-        rows.append([name.removeprefix("vs_rllib/"), f"{r['ours']:.1f}", f"{r['rllib']:.1f}", r["unit"],
+        first = r["ours"] if "ours" in r else r["bare"]
+        rows.append([name.removeprefix("vs_rllib/"), f"{first:.1f}", f"{r['rllib']:.1f}", r["unit"],
                      f"{r['ratio']:.2f}" + (" *" if missed else ""), goal])  # fmt: skip
-    return table(["figure", "ours", "RLlib", "unit", "ours/RLlib", "goal"], rows) + "\n\n`*` beside its goal."
+    head = ["figure", "ours or bare", "RLlib", "unit", "ratio to RLlib", "goal"]
+    return table(head, rows) + "\n\n`*` beside its goal."
 
 
 def main() -> None:
@@ -287,7 +324,7 @@ def main() -> None:
     parser.add_argument("--env", choices=[*SETTINGS, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--no-write", action="store_true", help="only print")
-    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=(*SIDES, "bare"), help=argparse.SUPPRESS)
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -295,7 +332,7 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     for name in SETTINGS if args.env == "all" else [args.env]:
-        found = measure(SETTINGS[name], args.rounds, lambda s, n=name: print(n, s, file=sys.stderr))
+        found = measure(SETTINGS[name], args.rounds, lambda s, n=name: print(n, s, file=sys.stderr), bare=name in BARE)
         results |= as_results(name, found)
     print(as_table(results))
     if not args.no_write:

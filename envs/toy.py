@@ -52,12 +52,15 @@ class Toy:
         step_ms: float = 0.0,
         wait_ms: float = 0.0,
         leak_mib: float = 0.0,
+        stills: int = 0,
     ) -> None:
         """The `*_at` are step numbers of an episode (0: the reset) at which the process dies, sleeps for ever, or from
         which on proprioception is NaN or frames are black; with `fault_seed`, in episodes of that seed only.
         A step uses up `step_ms` of processor time, as a slow simulator would, and sleeps for `wait_ms`, as one whose
         physics run on another machine would; a reset leaks `leak_mib`. With `relay` both discs are wanted, one after
-        the other: the instruction changes inside the episode, and each pays 1."""
+        the other: the instruction changes inside the episode, and each pays 1. `stills` are so many pictures drawn
+        beforehand and shown in turn, whatever the state: a simulator that costs nothing, to measure what is around it.
+        """
         if name not in ("reach", "reach_discrete"):
             raise EnvError(f"toy: there is no '{name}'; expected 'reach' or 'reach_discrete'")
         unknown = sorted(set(tasks) - set(TASKS))
@@ -75,6 +78,11 @@ class Toy:
         self.discs = {colour: np.zeros(2) for colour in TASKS}
         self.task, self.seed, self.steps, self.held, self.first = "", 0, 0, 0, 1.0
         self.running = self.closed = False
+        self.stills: List[Dict[str, np.ndarray]] = []
+        self.shown = 0
+        for number in range(stills):
+            self.hand, self.discs["red"], self.discs["blue"] = _layout(np.random.default_rng(number))
+            self.stills.append(self._draw())
 
     def reset(self, task: str, seed: int) -> Observation:
         """Start an episode; the picture depends on the seed alone, so that only the instruction tells the target."""
@@ -122,6 +130,16 @@ class Toy:
         """Pictures of the present state: "top" shows the whole plane, "hand" the surroundings of the hand."""
         if self._faulty("black"):
             return {name: np.zeros((*size, 3), dtype=np.uint8) for name, size in self.spec.cameras.items()}
+        if self.stills:
+            self.shown += 1
+            return self.stills[self.shown % len(self.stills)]
+        return self._draw()
+
+    def close(self) -> None:
+        """End it; calling it again does nothing."""
+        self.closed, self.running = True, False
+
+    def _draw(self) -> Dict[str, np.ndarray]:
         images = {}
         for name, size in self.spec.cameras.items():
             centre, half = (self.hand, CLOSE_UP) if name == "hand" else (np.zeros(2), 1.0)
@@ -131,10 +149,6 @@ class Toy:
                 _paint(image, (place - centre) / half, DISC[what] / half, PAINT[what])
             images[name] = image
         return images
-
-    def close(self) -> None:
-        """End it; calling it again does nothing."""
-        self.closed, self.running = True, False
 
     def _distance(self) -> float:
         return float(np.hypot(*(self.hand - self.discs[self.task])))

@@ -1,5 +1,6 @@
 """Both sides train the same network on the same toy, and what is reported is what they answered."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,40 @@ def test_goals_know_their_direction() -> None:
 @pytest.mark.slow
 def test_both_sides_iterate_in_turn() -> None:
     said: list[str] = []
-    found = vs_rllib.measure(TINY, 2, said.append)
+    found = vs_rllib.measure(TINY, 2, said.append, bare=True)
     assert len(said) == found["rounds"] == 2
+    assert found["bare/iteration"]["bare"] > 0
     for figure in ("iteration", "learner"):
         assert found[figure]["ours"] > 0
         assert found[figure]["rllib"] > 0
     assert found["memory"]["rllib"] > 0
+
+
+def test_the_bare_loop_fills_every_decision_and_learns() -> None:
+    from benchmarks.bare_ppo import Rows, make_memory
+    from benchmarks.learner import Bare
+    from envs.build import build
+
+    policy = build(TINY["policy"], env=build(TINY["sim"]).spec)
+    memory = make_memory(policy, 4, 6)
+    first, last = (Rows(TINY["sim"], policy, memory, slice(i, i + 2)) for i in (0, 2))
+    first.sample()
+    assert (memory["trace"][:2, :, -1] != 0).all()
+    assert (memory["trace"][2:, :, -1] == 0).all(), "a process writes to its own rows"
+    last.sample()
+    assert (memory["image/top"].flatten(2).amax(-1) > 0).all()
+    torch.testing.assert_close(memory["next_value"][:, :-1], memory["value"][:, 1:])
+    features = {k: v for k, v in memory.items() if k.startswith("image/") or k == "proprio"}
+    x = {k: v.flatten(0, 1)[:, None] for k, v in features.items()}
+    x["tokens"] = first.tokens.expand(24, 1, -1)
+    scored = policy.evaluate(x, memory["trace"].flatten(0, 1)[:, None], torch.zeros(24, 1, dtype=torch.bool), {})
+    torch.testing.assert_close(scored.log_prob.flatten(), memory["log_prob"].flatten(), atol=1e-4, rtol=1e-4)
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    fixed = {"starts": torch.zeros(4, 6, dtype=torch.bool), "duration": torch.ones(4, 6)}
+    tokens = {"tokens": first.tokens.expand(4, 6, -1)}
+    segment: Any = SimpleNamespace(**memory, **fixed, features=features | tokens)
+    assert np.isfinite(list(Bare(policy, rescore=False).update(segment).values())).all()
+    assert any(not torch.equal(before[k], v) for k, v in policy.state_dict().items())
 
 
 def test_a_side_that_dies_says_why() -> None:

@@ -147,3 +147,16 @@ def _time(env, steps=200):
     for _ in range(steps):
         env.step(np.zeros(2))
     return (time.perf_counter() - start) / steps
+
+
+def test_stills_are_shown_in_turn_and_change_nothing_else() -> None:
+    plain, still = Toy(), Toy(stills=3)
+    first = [toy.reset("red", 5) for toy in (plain, still)]
+    np.testing.assert_array_equal(first[0].proprio, first[1].proprio)
+    seen = []
+    for _ in range(6):
+        a, b = (toy.step(np.array([0.3, -0.2])) for toy in (plain, still))
+        np.testing.assert_array_equal(a.obs.privileged["state"], b.obs.privileged["state"])
+        seen.append(b.obs.images["top"])
+    np.testing.assert_array_equal(seen[:3], seen[3:])
+    assert len({image.tobytes() for image in seen}) == 3
