@@ -69,6 +69,21 @@ class Imagination(nn.Module):
         """Pictures that a plan starts from."""
         return self.flow.history
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Y, X of the pictures."""
+        return self.flow.size
+
+    @property
+    def horizon(self) -> int:
+        """Positions of a track."""
+        return self.flow.horizon
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.flow.parameters()).device
+
     @torch.no_grad()
     def imagine(self, pictures: Tensor, texts: Sequence[str], rngs: Sequence[torch.Generator]) -> Future:
         """Futures of pictures [M, L, 3, Y, X] for M texts; row i follows generator i."""

@@ -20,7 +20,7 @@ from envs.record import write_video
 from pretrained import checkpoint
 from pretrained.demos.tracks import Shard
 from pretrained.flip.imagine import Imagination
-from pretrained.flip.planner import Future, Plan, Planner
+from pretrained.flip.planner import Future, Plan, Planner, World
 from pretrained.flip.text import check_same
 
 ENLARGE, MOVED = 4, 1.0  # of the overlay; pixels by which a point must move to be drawn
@@ -103,7 +103,7 @@ def load_modules(
     return world.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
 
 
-def search(world: Imagination, planner: Planner, picture: Tensor, sentence: str, *, seed: int) -> tuple[Plan, float]:
+def search(world: World, planner: Planner, picture: Tensor, sentence: str, *, seed: int) -> tuple[Plan, float]:
     """A plan from one picture [3, Y, X] in [0, 1], and the seconds it took."""
     began = time.perf_counter()
     plan = search_many(world, planner, [picture], [sentence], seeds=[seed])[0]
@@ -111,21 +111,20 @@ def search(world: Imagination, planner: Planner, picture: Tensor, sentence: str,
 
 
 def search_many(
-    world: Imagination, planner: Planner, pictures: Sequence[Tensor], sentences: Sequence[str], *, seeds: Sequence[int]
+    world: World, planner: Planner, pictures: Sequence[Tensor], sentences: Sequence[str], *, seeds: Sequence[int]
 ) -> list[Plan]:
     """Plans from several pictures, in one batch. Raises ValueError if they are of another size than the models see."""
     for picture in pictures:
-        if tuple(picture.shape[1:]) != world.flow.size:
+        if tuple(picture.shape[1:]) != world.size:
             raise ValueError(
-                f"the picture is of {picture.shape[1]}x{picture.shape[2]}, the models see {world.flow.size[0]}x"
-                f"{world.flow.size[1]}; resize it, or use models of its resolution"
+                f"the picture is of {picture.shape[1]}x{picture.shape[2]}, the models see {world.size[0]}x"
+                f"{world.size[1]}; resize it, or use models of its resolution"
             )
-    place = next(world.flow.parameters()).device
 
     def imagine(seen: Tensor, rngs: Sequence[torch.Generator], owners: Sequence[int]) -> Future:
         return world.imagine(seen, [sentences[i] for i in owners], rngs)
 
-    return planner.plan_many([p.to(place) for p in pictures], imagine, history=world.history, seeds=seeds)
+    return planner.plan_many([p.to(world.device) for p in pictures], imagine, history=world.history, seeds=seeds)
 
 
 def overlay(plan: Plan, points: Tensor) -> np.ndarray:

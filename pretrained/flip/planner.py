@@ -8,12 +8,14 @@ its own generator.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pretrained.flip.quirks import FIXED, Quirks
+from pretrained.flip.value import ValueModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,35 @@ class Future:
     flow: Tensor  # [M, P, F, 2] pixels
     video: Tensor  # [M, F-1, 3, Y, X] in [0, 1]
     scores: Tensor  # [M] of the last picture
+
+
+class World(Protocol):
+    """What is searched in: `pretrained.flip.imagine.Imagination`, or `pretrained.flip.recall.Recall`."""
+
+    points: Tensor  # [P, 2] pixels, the points whose tracks are planned
+    value: ValueModel
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Y, X of the pictures."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """F, positions of a track."""
+        ...
+
+    @property
+    def history(self) -> int:
+        """L, pictures that a plan starts from."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def imagine(self, pictures: Tensor, texts: Sequence[str], rngs: Sequence[torch.Generator]) -> Future:
+        """Futures of pictures [M, L, 3, Y, X] in [0, 1] for M texts; row i follows generator i."""
+        ...
 
 
 Imagine = Callable[[Tensor, Sequence[torch.Generator]], Future]  # pictures [M, L, 3, Y, X], one generator per row

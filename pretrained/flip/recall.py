@@ -7,8 +7,6 @@ against it is lost by them; and nothing can be planned that was never seen.
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ SIDE = 16  # pixels of the pictures that are compared
 
 
 class Recall:
-    """Takes the place of `pretrained.flip.imagine.Imagination`."""
+    """Meets `pretrained.flip.planner.World`."""
 
     history = 1
 
@@ -54,16 +52,20 @@ class Recall:
         self.near, self.ahead = near, ahead
         path, model = ("", value) if isinstance(value, ValueModel) else (value, None)
         self.value = LivJudge(checkpoint_path=path, value=model, calibration=(1.0, 0.0)).value
-        y, x = self.shard.frames.shape[1:3]
-        self.points = grid((y, x), self.shard.tracks.shape[1])
-        self.flow: Any = SimpleNamespace(size=(y, x), horizon=self.shard.clip, parameters=self.value.parameters)
-        self.video: Any = SimpleNamespace(frames=self.shard.clip - 1)
+        self.size: tuple[int, int] = (self.shard.frames.shape[1], self.shard.frames.shape[2])
+        self.horizon = self.shard.clip
+        self.points = grid(self.size, self.shard.tracks.shape[1])
         parts = np.array_split(self.clips, max(1, len(self.clips) // 512))
         self.known = torch.cat([_small(self._first(part)) for part in parts])
 
     def _first(self, clips: np.ndarray) -> Tensor:
         """[M, 3, Y, X] in [0, 1]"""
         return _pictures(self.shard.pictures(clips, history=1)[0][:, 0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the value model is."""
+        return next(self.value.parameters()).device
 
     @torch.no_grad()
     def imagine(self, pictures: Tensor, texts: Sequence[str], rngs: Sequence[torch.Generator]) -> Future:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from envs.build import build
 from pretrained.flip.plan import load_modules, search_many
-from pretrained.flip.planner import Plan, Planner
+from pretrained.flip.planner import Plan, Planner, World
 from pretrained.types import ObsBatch, Rng
 
 KEPT = 512  # plans that are remembered, if the seed is fixed
@@ -31,7 +31,7 @@ class FlipPlan:
         flow: str = "",
         video: str = "",
         value: str = "",
-        world: Any = None,
+        world: World | Mapping[str, Any] | None = None,
         camera: str,
         every: int = 4,
         points: int = 144,
@@ -44,18 +44,17 @@ class FlipPlan:
         seed: int | None = None,
         device: str = "",
     ) -> None:
-        """`flow`, `video`, `value`: checkpoints of these stages; or give a `world`: an `Imagination`, or the node of
-        what takes its place, such as `pretrained.flip.recall.Recall`. `every`: decisions between two plans; a plan's
-        first segment is what the policy sees. `common`: see `Imagination`. `seed`: the same noise for every plan, which
-        are then remembered; null draws it. `goals`: also attach vectors of the plan's pictures, `plan/goals` [N, K, D],
-        for `rl.rewards.plan_tracking`. Best of `candidates` is meant: 1 is planning without value."""
+        """`flow`, `video`, `value`: checkpoints of these stages; or give a `world`, or the node of one, such as
+        `pretrained.flip.recall.Recall`. `every`: decisions between two plans; a plan's first segment is what the policy
+        sees. `common`: see `Imagination`. `seed`: the same noise for every plan, which are then remembered; null draws
+        it. `goals`: also attach vectors of the plan's pictures, `plan/goals` [N, K, D], for
+        `rl.rewards.plan_tracking`. Best of `candidates` is meant: 1 is planning without value."""
         if every < 1 or segments < 1:
             raise ValueError(f"flip plan: expected every >= 1 and segments >= 1, got {every} and {segments}")
-        if isinstance(world, Mapping):
-            world = build(world)
         if world is None:
             world = load_modules(flow, video, value, points=points, steps=steps, common=common, device=device)
-        self.world, self.camera, self.every, self.seed, self.goals = world, camera, every, seed, goals
+        self.world: World = build(world) if isinstance(world, Mapping) else world
+        self.camera, self.every, self.seed, self.goals = camera, every, seed, goals
         self.planner = Planner(beams=beams, candidates=candidates, segments=segments)
         self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self.failures = 0
@@ -101,7 +100,7 @@ class FlipPlan:
     def _hints(self, plan: Plan) -> dict[str, Tensor]:
         """Without N."""
         start = self.world.points.cpu()[:, None]
-        size = torch.tensor(self.world.flow.size[::-1], dtype=torch.float32)
+        size = torch.tensor(self.world.size[::-1], dtype=torch.float32)
         tracks = 2 * (torch.cat([start, plan.flow[0].cpu().float()], 1) + 0.5) / size - 1
         hints = {"plan/tracks": tracks, "plan/given": torch.ones(1)}
         if self.goals:
@@ -111,7 +110,7 @@ class FlipPlan:
     def _none(self) -> dict[str, Tensor]:
         """No plan."""
         world = self.world
-        out = {"plan/tracks": torch.zeros(len(world.points), world.flow.horizon, 2), "plan/given": torch.zeros(1)}
+        out = {"plan/tracks": torch.zeros(len(world.points), world.horizon, 2), "plan/given": torch.zeros(1)}
         if self.goals:
-            out["plan/goals"] = torch.zeros(self.planner.segments * world.video.frames, world.value.model.sizes.embed)
+            out["plan/goals"] = torch.zeros(self.planner.segments * (world.horizon - 1), world.value.model.sizes.embed)
         return out

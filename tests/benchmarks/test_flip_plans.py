@@ -17,8 +17,7 @@ class World:
 
     def __init__(self) -> None:
         self.steps, self.eta, self.history = 0, None, 1
-        self.flow = torch.nn.Linear(1, 1)
-        self.flow.size = (32, 32)  # type: ignore[assignment]
+        self.size, self.device = (32, 32), torch.device("cpu")
 
     def imagine(self, pictures: torch.Tensor, texts: list[str], rngs: list[torch.Generator]) -> Future:
         score = torch.cat([torch.rand(1, generator=g) for g in rngs]) + (0.1 if self.steps > 10 else 0.0)
