@@ -1,8 +1,8 @@
-"""All ratios of this machine: `make bench`, or `python -m benchmarks [NAME ...] [--only-table]`.
+"""All ratios of this machine: `make bench`, or `python -m benchmarks [NAME ...] [--quick] [--only-table]`.
 
-Runs the programs one after another, each with its own defaults, then prints one table of every ratio that they have
-ever written to results.json and puts it on top of RESULTS.md; `--only-table` does the latter alone. A program that
-fails is named, and the others go on.
+Runs the programs one after another, each with its own defaults (over an hour in all) or, with --quick, with fewer
+rounds (20 minutes). Then prints one table of what this run has measured and one of every other ratio in results.json,
+and puts them on top of RESULTS.md; `--only-table` collects alone. A program that fails is named, and the others go on.
 """
 
 import argparse
@@ -10,20 +10,23 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import HERE, hardware, table, write_section
 
 PROGRAMS = ("rollout", "loop", "sims", "learner", "vs_rllib", "scaling", "targets", "thor_render")
+QUICK = {"rollout": "--policy gaussian --seconds 45", "loop": "--seconds 8", "sims": "--rounds 2 --steps 48",
+         "learner": "--seconds 20", "vs_rllib": "--rounds 3", "scaling": "--rounds 3"}  # fmt: skip
 NOT_RAW = {"ratio", "goal", "at_most", "rounds", "processes", "unit"}
 
 
-def run(name: str) -> str:
+def run(name: str, options: str = "") -> str:
     """Run one program; what went wrong, or ""."""
     started = time.monotonic()
-    print(f"--- {name}", file=sys.stderr)
-    status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=HERE.parent).returncode
+    print(f"--- {name} {options}", file=sys.stderr)
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options.split()]
+    status = subprocess.run(command, cwd=HERE.parent).returncode
     print(f"--- {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     return f"{name} ended with status {status}" if status else ""
 
@@ -33,6 +36,15 @@ def missed(result: Mapping[str, Any]) -> bool:
     if result.get("goal") is None:
         return False
     return result["ratio"] > result["goal"] if result.get("at_most") else result["ratio"] < result["goal"]
+
+
+def as_text(results: Mapping[str, Any], measured: Sequence[str]) -> str:
+    """A table of the ratios of the programs `measured`, and one of the others."""
+    now = {k: v for k, v in results.items() if k.split("/")[0] in measured}
+    before = {k: v for k, v in results.items() if k not in now}
+    earlier = "From earlier runs, whose sections below have their dates; nothing was measured for these rows:"
+    parts = [as_table(now)] if now else []
+    return "\n\n".join(parts + ([earlier, as_table(before)] if before else []))
 
 
 def as_table(results: Mapping[str, Any]) -> str:
@@ -63,19 +75,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROGRAMS)}; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds of each program")
     parser.add_argument("--only-table", action="store_true", help="measure nothing, collect what results.json has")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(PROGRAMS)):
         parser.error(f"unknown programs {unknown}; expected some of {', '.join(PROGRAMS)}")
-    wrong = [] if args.only_table else [w for w in map(run, args.names or PROGRAMS) if w]
+    names = [] if args.only_table else args.names or PROGRAMS
+    wrong = [w for w in (run(name, QUICK.get(name, "") if args.quick else "") for name in names) if w]
     path = HERE / "results.json"
-    text = as_table(json.loads(path.read_text()) if path.exists() else {})
+    text = as_text(json.loads(path.read_text()) if path.exists() else {}, names)
     print(text)
     note = "".join(f"\n\n{w}: its rows are from an earlier run, if there was one." for w in wrong)
-    if args.only_table:
-        note = "\n\nCollected from the runs of the sections below, which have their dates; nothing was measured for it."
-    command = "python -m benchmarks " + " ".join(["--only-table"] if args.only_table else args.names)
-    write_section("all", f"## All ratios\n\n{hardware()}\n\n{text}{note}\n\nCommand: `{command.strip()}`.", first=True)
+    options = [o for o, given in (("--quick", args.quick), ("--only-table", args.only_table)) if given]
+    command = " ".join(["python -m benchmarks", *args.names, *options])
+    write_section("all", f"## All ratios\n\n{hardware()}\n\n{text}{note}\n\nCommand: `{command}`.", first=True)
     for w in wrong:
         print(w, file=sys.stderr)
     return 1 if wrong else 0

@@ -32,9 +32,16 @@ def test_a_failure_is_named_and_the_rest_goes_on(
 ) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     ran: list[str] = []
+    given: list[str] = []
+
+    def run(name: str, options: str) -> str:
+        ran.append(name)
+        given.append(options)
+        return "learner broke" if name == "learner" else ""
+
     monkeypatch.setattr(bench, "HERE", tmp_path)
     monkeypatch.setattr(bench, "write_section", lambda name, text, first: (tmp_path / "page").write_text(text))
-    monkeypatch.setattr(bench, "run", lambda name: ran.append(name) or ("learner broke" if name == "learner" else ""))
+    monkeypatch.setattr(bench, "run", run)
     monkeypatch.setattr("sys.argv", ["benchmarks"])
     assert bench.main() == 1
     assert ran == list(bench.PROGRAMS)
@@ -43,10 +50,19 @@ def test_a_failure_is_named_and_the_rest_goes_on(
     monkeypatch.setattr("sys.argv", ["benchmarks", "sims"])
     assert bench.main() == 0
     assert ran[-1] == "sims"
+    assert given[-1] == ""
+    now, earlier = (tmp_path / "page").read_text().split("From earlier runs")
+    assert "sims/lift/stock" in now
+    assert "sims/lift/stock" not in earlier
+    assert "rollout/toy/vector" in earlier
+    monkeypatch.setattr("sys.argv", ["benchmarks", "sims", "--quick"])
+    assert bench.main() == 0
+    assert given[-1] == bench.QUICK["sims"]
+    assert "`python -m benchmarks sims --quick`" in (tmp_path / "page").read_text()
     monkeypatch.setattr("sys.argv", ["benchmarks", "--only-table"])
     assert bench.main() == 0
     assert ran[-1] == "sims"  # nothing more
-    assert "nothing was measured for it" in (tmp_path / "page").read_text()
+    assert "nothing was measured for these rows" in (tmp_path / "page").read_text()
     monkeypatch.setattr("sys.argv", ["benchmarks", "sim"])
     with pytest.raises(SystemExit):
         bench.main()
@@ -54,6 +70,7 @@ def test_a_failure_is_named_and_the_rest_goes_on(
 
 
 def test_every_program_exists_and_writes_ratios() -> None:
+    assert set(bench.QUICK) <= set(bench.PROGRAMS)
     for name in bench.PROGRAMS:
         text = (Path(bench.__file__).parent / f"{name}.py").read_text()
         assert "write_results(" in text
