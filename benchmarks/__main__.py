@@ -1,7 +1,7 @@
 """All ratios of this machine: `make bench`, or `python -m benchmarks [NAME ...] [--quick] [--only-table]`.
 
 Runs the programs one after another, each with its own defaults (over an hour in all) or, with --quick, with fewer
-rounds (20 minutes). Then prints one table of what this run has measured and one of every other ratio in results.json,
+rounds (half an hour). Then prints one table of what this run has measured and one of every other ratio in results.json,
 and puts them on top of RESULTS.md; `--only-table` collects alone. A program that fails is named, and the others go on.
 """
 
