@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.tables import HERE, hardware, table, write_section
@@ -38,9 +38,9 @@ def missed(result: Mapping[str, Any]) -> bool:
     return result["ratio"] > result["goal"] if result.get("at_most") else result["ratio"] < result["goal"]
 
 
-def as_text(results: Mapping[str, Any], measured: Sequence[str]) -> str:
-    """A table of the ratios of the programs `measured`, and one of the others."""
-    now = {k: v for k, v in results.items() if k.split("/")[0] in measured}
+def as_text(results: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """A table of the ratios that are new or other than those `known` before this run, and one of the others."""
+    now = {k: v for k, v in results.items() if v != known.get(k)}
     before = {k: v for k, v in results.items() if k not in now}
     earlier = "From earlier runs, whose sections below have their dates; nothing was measured for these rows:"
     parts = [as_table(now)] if now else []
@@ -80,10 +80,10 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(PROGRAMS)):
         parser.error(f"unknown programs {unknown}; expected some of {', '.join(PROGRAMS)}")
-    names = [] if args.only_table else args.names or PROGRAMS
+    names, path = [] if args.only_table else args.names or PROGRAMS, HERE / "results.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
     wrong = [w for w in (run(name, QUICK.get(name, "") if args.quick else "") for name in names) if w]
-    path = HERE / "results.json"
-    text = as_text(json.loads(path.read_text()) if path.exists() else {}, names)
+    text = as_text(json.loads(path.read_text()) if path.exists() else {}, known)
     print(text)
     note = "".join(f"\n\n{w}: its rows are from an earlier run, if there was one." for w in wrong)
     options = [o for o, given in (("--quick", args.quick), ("--only-table", args.only_table)) if given]

@@ -37,6 +37,9 @@ def test_a_failure_is_named_and_the_rest_goes_on(
     def run(name: str, options: str) -> str:
         ran.append(name)
         given.append(options)
+        if name == "sims":
+            page = tmp_path / "results.json"
+            page.write_text(json.dumps(json.loads(page.read_text()) | {"sims/lift/stock": {"ratio": 1.0 + len(ran)}}))
         return "learner broke" if name == "learner" else ""
 
     monkeypatch.setattr(bench, "HERE", tmp_path)
@@ -54,6 +57,7 @@ def test_a_failure_is_named_and_the_rest_goes_on(
     now, earlier = (tmp_path / "page").read_text().split("From earlier runs")
     assert "sims/lift/stock" in now
     assert "sims/lift/stock" not in earlier
+    assert "sims/lift/fast/bare" in earlier  # of the same program, but this run did not measure it
     assert "rollout/toy/vector" in earlier
     monkeypatch.setattr("sys.argv", ["benchmarks", "sims", "--quick"])
     assert bench.main() == 0
