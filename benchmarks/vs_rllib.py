@@ -24,7 +24,7 @@ slows both. Figures are medians over the rounds:
                 iteration, ours / theirs (less is better); asked of `free` alone, whose batch is large
 
 In `free` and `lean` a third side takes its turn, `bare`: the same toy, network and gradients with nothing around them
-(`benchmarks.bare_ppo`). Its ratio to RLlib is what a platform that costs nothing would reach.
+(`benchmarks.bare_ppo`). Its ratio to RLlib is about what a platform that costs nothing would reach.
 """
 
 import argparse
